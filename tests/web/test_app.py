@@ -125,7 +125,11 @@ def test_a_card_is_folded_at_its_headings_and_its_tables_scroll() -> None:
     )
     folded = folded_card(card)
     summaries = re.findall(r"<details( open)?><summary>(.*)</summary>", folded)
-    assert summaries == [(" open", "What it is not for"), ("", "How good it is"), ("", "Small")]
+    assert summaries == [
+        (" open", "What it is not for"),
+        ("", "How good it is<small>each test, with intervals</small>"),
+        ("", "Small"),
+    ]
     heads = ("A", "B", "C", "What it was trained on", "What it is not for")
     long = "".join(f"\n\n## {head}\n\nwords" for head in heads)
     summaries = re.findall(r"<details( open)?><summary>(.*)</summary>|</div>", folded_card(f"# Tiny{long}"))
@@ -152,10 +156,11 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     models = ModelCache({"measured": measured, "tiny": tiny_release})
     html, _ = evidence(models, list(models.names), "measured")
     first, second = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:2]
-    assert "small" not in html.split("<thead>")[1].split("</thead>")[0], "it stands below the table"
-    worst = "measured, another class for 23 (18–29) of 100 cells when 15 % less saturated."
-    assert html.count("23 (18–29)") == 1 and f"The worst change for each model: {worst}" in html
-    assert '<td colspan="3">not measured on people' in second
+    worst = "another class for 23 (18–29) of 100 cells when 15 % less saturated"
+    assert worst in first and "not measured" in second.split("worst")[1], "of each model"
+    assert html.split("<thead>")[1].split("</thead>")[0].count("<th ") == 5
+    assert "by cell size alone, no network: AUROC 0.781" in first, "beside the AUROC that it is compared with"
+    assert '<td colspan="2">not measured on people' in second
     assert "AUROC 0.736 (0.57–0.88)" in first and "AUROC 0.881 (0.79–0.94)" in first, "both with their intervals"
     first_claim, what_follows = html.split('class="lk-conclusion">')[1].split("</p>")[:2]
     assert first_claim.endswith("measured (earlier weights) recognised 67 of 100 (53–80).")
@@ -189,10 +194,20 @@ def test_what_was_not_measured_is_said_once() -> None:
     models = ModelCache({name: ROOT / "model_card" / name})
     html, _ = evidence(models, [name], name)
     row = html.split("<tbody>")[1].split("</tbody>")[0]
-    assert row.count("not measured") == 1
-    assert '<td colspan="3">not measured on people: its data name no people</td>' in row
+    assert row.count("not measured on people") == 1 and row.count("not measured") == 2, "and its small changes"
+    assert '<td colspan="2">not measured on people: its data name no people</td>' in row
     facts = html.split('<dl class="lk-facts">')[1].split("</dl>")[0]
-    assert facts.count("<dt>") == 5 and facts.count("<dd>") == 3, "on a phone, too"
+    assert facts.count("<dt>") == 4 and facts.count("<dd>") == 3, "on a phone, too"
+
+
+def test_a_name_without_a_model_is_told_and_the_first_is_shown() -> None:
+    names = ("densenet169-cnmc", "densenet201-ball4")
+    models = ModelCache({name: ROOT / "model_card" / f"leukoscope-{name}" for name in names})
+    html, card = evidence(models, list(names), "<b>nobody")
+    assert "No model of that name here: &lt;b&gt;nobody. Below is densenet169-cnmc." in html
+    assert "# leukoscope-densenet169-cnmc" in card
+    for known in ("", names[1]):
+        assert "data-no-card" not in evidence(models, list(names), known)[0]
 
 
 def test_the_plot_names_the_unit_of_each_release() -> None:

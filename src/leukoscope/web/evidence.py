@@ -24,6 +24,15 @@ _MAPS = {True: "passed our checks", False: "failed our checks", None: "not check
 # The sections of our cards that are open, the second beside the first. The page itself shows how good the models are.
 _OPEN = "What it is not for"
 _OPEN_BESIDE = "What it was trained on"
+# What is in those that are closed.
+_INSIDE = {
+    "How good it is": "each test, with intervals",
+    "When the picture changes a little": "hue, contrast, size, blur",
+    "Use it": "Python and command line",
+    "Maps": "their checks and results",
+    "More": "all figures and predictions",
+    "Cite": "model and data",
+}
 _HEADING = re.compile(r"#{2,3}\s+(.*)")
 _TABLE_BOX = '<div class="lk-scrolls" tabindex="0" role="group" aria-label="Table">'
 # A line of a browser may end after a dash, but not beside a word joiner.
@@ -45,7 +54,10 @@ def release_of(models: ModelCache, name: str) -> ReleaseInfo:
 
 
 def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup, str]:
-    """The table of these models with the figures of the chosen one, as HTML, and its card, as `folded_card`."""
+    """The table of these models with the figures of the chosen one, as HTML, and its card, as `folded_card`.
+
+    Where there is no model of the chosen name, the page says so and shows the first one.
+    """
     rows = []
     checks: dict[str, None] = {}
     releases: dict[str, ReleaseInfo] = {}
@@ -60,7 +72,9 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
         further = metrics.get("further_subjects") or {}
         if further.get("estimates"):
             checks[further["estimates"].replace("subjects", "people")] = None
+    unknown = ""
     if chosen not in names:
+        unknown = chosen
         chosen = next(iter(names), "")
     release = releases.get(chosen)
     figures, card = _figures_and_card(release.folder if release else None)
@@ -71,9 +85,9 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
     evaluation = release_tables.unseen_evaluation(metrics) or {}
     conclusion_of_all = conclusion({text.short_name(name): release.metrics for name, release in releases.items()})
     html = render(
-        "evidence.html", rows=rows, names=names, chosen=chosen, figures=figures, checks=list(checks),
+        "evidence.html", rows=rows, names=names, chosen=chosen, unknown=unknown, figures=figures, checks=list(checks),
         subjects=subjects, subjects_test="cross-validation" if evaluation.get("folds") else "test",
-        changes=_small_changes(metrics), worst_changes=_worst_changes(releases), conclusion=conclusion_of_all,
+        changes=_small_changes(metrics), conclusion=conclusion_of_all,
     )  # fmt: skip
     return html, card
 
@@ -105,17 +119,18 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "summary_meters": summary_meters,
         "colours": {label: colour(label, labels) for label in labels},
         "trust": trust_rows,
-        "unmeasured": _unmeasured(trust_rows, size_alone=alone),
+        "unmeasured": _unmeasured(trust_rows),
         "outside": f"{share(auroc['value'])} ({span(auroc)})" if auroc else "not measured",
         "cross_validated": cross_validated,
-        "size_alone": share(alone) if alone is not None else "not measured",
+        "size_alone": f"AUROC {share(alone)}" if alone is not None else "not measured",
+        "worst_change": text.worst_change_text(metrics),
         "healthy": "not measured" if healthy == "–" else f"{healthy} of 100",
         "maps": _MAPS[trust.maps_passed(metrics)],
         "data": text.model_text(metrics) or "not told",
     }
 
 
-def _unmeasured(rows: tuple[trust.TrustRow, trust.TrustRow], *, size_alone: float | None) -> dict[str, Any]:
+def _unmeasured(rows: tuple[trust.TrustRow, trust.TrustRow]) -> dict[str, Any]:
     """The heads beside each other for which one sentence says why nothing was measured; none where something was."""
     further, inside = rows
     if inside.meters:
@@ -123,8 +138,6 @@ def _unmeasured(rows: tuple[trust.TrustRow, trust.TrustRow], *, size_alone: floa
     heads = ["inside"]
     if not further.meters:
         heads = ["further", *heads]
-    if size_alone is None:
-        heads = [*heads, "size"]
     return {"heads": heads, "words": inside.caveat}
 
 
@@ -171,12 +184,6 @@ def _small_changes(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         numbers = {words: round(100 * share) for words, share in shares.items()}
         bars.append({"shows": change["shows"], "numbers": numbers})
     return {"cells": count(block["cells"]), "people": block["subjects"], "bars": bars}
-
-
-def _worst_changes(releases: Mapping[str, ReleaseInfo]) -> dict[str, str]:
-    """What the worst small change does to each model that was put to them, in words."""
-    measured = {name: info.metrics for name, info in releases.items() if info.metrics.get("robustness")}
-    return {name: text.worst_change_text(metrics) for name, metrics in measured.items()}
 
 
 def _figures_and_card(folder: Path | None) -> tuple[list[dict[str, str]], str]:
@@ -257,4 +264,5 @@ def _sections(markdown: str) -> list[_Section]:
 
 def _fold(section: _Section) -> str:
     opened = " open" if section.heading in {_OPEN, _OPEN_BESIDE} else ""
-    return f"<details{opened}><summary>{section.heading}</summary>\n\n{section.markdown}\n\n</details>"
+    inside = f"<small>{_INSIDE[section.heading]}</small>" if section.heading in _INSIDE else ""
+    return f"<details{opened}><summary>{section.heading}{inside}</summary>\n\n{section.markdown}\n\n</details>"

@@ -24,6 +24,11 @@ for (const place of element.querySelectorAll('[data-address]')) place.textConten
 const evidence = element.closest('#evidence-page')
 if (evidence) {
   new MutationObserver(() => {
+    // The page says that there is no model of the name in the address: a reload would say so again, a link would pass it on.
+    if (evidence.querySelector('[data-no-card]') && document.body.dataset.lkCard) {
+      document.body.dataset.lkCard = ''
+      window.lkAddress?.('replaceState')
+    }
     const opened = '#lk-small-changes:not([data-lk-come]), #card .md > div > div + div > details:not([data-lk-come])'
     for (const details of evidence.querySelectorAll(opened)) {
       details.dataset.lkCome = ''
