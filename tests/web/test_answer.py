@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
-from leukoscope.inference.prediction import ABSTAIN, Decision, HeatMap, Reason
+from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, Decision, HeatMap, Reason
 from leukoscope.inference.smear import TRANSPARENT
 from leukoscope.reports.text import MAP_CAVEAT, MAP_CAVEATS
 from leukoscope.reports.trust import trust_rows
@@ -357,10 +357,15 @@ def test_a_borderline_answer_says_under_which_changes_it_is_another(cell: Row, m
     for name in ("size_up_5", "brightness_down_5"):
         answers[name] = replace(answers[name], decision=Decision("HEM"))
     borderline = replace(cell, prediction=replace(changed, changed=tuple(answers.values())))
-    sentence = "Borderline: another answer when 5 % darker or 5 % larger."
+    sentence = "Borderline: HEM when 5 % darker or larger."
     assert borderline.borderline() == sentence
     assert sentence in stage.cell_answer(Answer(cell.picture, (borderline,)), 0)
-    assert "Another answer in 2 of " in stage.cell_picture(borderline, view="changed", forms={})
+    assert "HEM in 2 of " in stage.cell_picture(borderline, view="changed", forms={})
+
+    answers["size_up_5"] = replace(answers["size_up_5"], decision=Decision(OUT_OF_DISTRIBUTION))
+    refused_once = replace(cell, prediction=replace(changed, changed=tuple(answers.values())))
+    assert refused_once.borderline() == ("Borderline: HEM when 5 % darker; unlike its training cells when 5 % larger.")
+    assert "Another answer in 2 of " in stage.cell_picture(refused_once, view="changed", forms={})
 
 
 def test_the_map_is_redrawn_without_asking_the_model_again(cell: Row) -> None:

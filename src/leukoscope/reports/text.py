@@ -238,10 +238,31 @@ def agreement_text(called: str, decisions: Sequence[Decision], probable: Sequenc
 
 
 def borderline_text(prediction: Prediction) -> str:
-    """Under which changes of 5 % a picture's outcome is another; "" where it is not borderline, or not known."""
+    """Which other outcome a picture has under which changes of 5 %; "" where it is not borderline, or not known."""
     if not prediction.borderline:
         return ""
-    return f"Borderline: another answer when {' or '.join(change.shows for change in prediction.borderline_changes)}."
+    changes_of: dict[str, list[str]] = {}
+    for answer in prediction.changed:
+        if answer.change in prediction.borderline_changes:
+            changes_of.setdefault(outcome_text(answer.decision.outcome), []).append(answer.change.shows)
+    clauses = [f"{outcome} when {_alternatives(changes)}" for outcome, changes in changes_of.items()]
+    return f"Borderline: {'; '.join(clauses)}."
+
+
+def _alternatives(changes: Sequence[str]) -> str:
+    """Changes of one size, which is said once: "5 % brighter or darker"."""
+    size = changes[0].rpartition(" ")[0]
+    return " or ".join([changes[0], *(change.removeprefix(f"{size} ") for change in changes[1:])])
+
+
+def changes_text(prediction: Prediction) -> str:
+    """In how many small changes of a picture its outcome is another, and which; "" where it is in none."""
+    outcomes = [answer.decision.outcome for answer in prediction.changed]
+    others = [outcome for outcome in outcomes if outcome != prediction.outcome]
+    if not others:
+        return ""
+    words = outcome_text(others[0]) if len(set(others)) == 1 else "another answer"
+    return f"{words[0].upper()}{words[1:]} in {len(others)} of {len(outcomes)} small changes."
 
 
 def foreign_text(decision: Decision) -> str:

@@ -24,7 +24,7 @@ from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DatasetInfo, trained_on, trained_on_cut_outs
 from leukoscope.data.smear import Stain, UnusableSmear, looks_like_smear, measure_stain
 from leukoscope.inference.gradcam import overlay, share_within
-from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Prediction, Thresholds, turned
+from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Prediction, Reason, Thresholds, turned
 from leukoscope.models.map_check import OCCLUSION_METHOD, MapCheck
 from leukoscope.reports import text
 from leukoscope.reports.text import DecisionText, percent
@@ -209,8 +209,18 @@ class Row:
         else:
             because = self.decision_text().because
             likely = self.known.most_probable
-            lines.append(because.replace("Its most probable class has", f"{likely} has"))
+            because = because.replace("Its most probable class has", f"{likely} has")
+            off_cell = self.off_cell
+            if off_cell is not None and off_cell.value is not None:
+                because = because.replace(off_cell.text, f"Only {percent(off_cell.value)} of its map lies on the cell.")
+            lines.append(because)
         return [line for line in lines if line]
+
+    @property
+    def off_cell(self) -> Reason | None:
+        """Why the model doubts its answer where that is that little of its map lies on the cell; else None."""
+        reasons = self.known.decision.reasons
+        return next((reason for reason in reasons if reason.code == "explanation_off_cell"), None)
 
     def help_text(self) -> str:
         """What to do about a refused picture; "" for any other."""
@@ -245,8 +255,7 @@ class Row:
         Where it cites a map, it also says whether the model's maps failed their checks.
         """
         decision = text.decision_text(self.known.decision, self.known.probabilities, self.metrics)
-        cites_map = any(reason.code == "explanation_off_cell" for reason in self.known.decision.reasons)
-        maps_failed = cites_map and MapCheck.from_metrics(self.metrics).passed is False
+        maps_failed = self.off_cell is not None and MapCheck.from_metrics(self.metrics).passed is False
         caution = self._caution_of_nuclei()
         if caution:
             decision = replace(decision, because=f"{decision.because} {caution}".strip())

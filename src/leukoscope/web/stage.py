@@ -216,7 +216,7 @@ def _opened(row: Row) -> dict[str, Any]:
     check = row.known.map_check
     borderline = row.borderline()
     if not borderline and decision.has_class:
-        borderline = views.changes_text(row)
+        borderline = text.changes_text(row.known)
     about_maps = f"{check.text} {text.MAP_CAVEATS[check.method]}" if row.maps else ""
     return {
         "verdict": row.verdict(),
@@ -238,7 +238,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "facts": {
             "Further people": trust.about_further_people(row.metrics),
             "Its answers": text.trust_text(row.known.decision, row.metrics),
-            "This map": row.map_text(called),
+            "This map": " ".join([row.map_text(called), row.off_cell.text if row.off_cell is not None else ""]).strip(),
             "Its maps": about_maps,
             "Model": f"{row.model}, {row.known.revision[:12] or 'local files'}",
             "Trained on": text.model_text(row.metrics).removeprefix("Trained on ") or "not told",

@@ -17,7 +17,7 @@ from PIL import Image
 from leukoscope.data.images import foreground
 from leukoscope.inference.prediction import REFUSED, Decision
 from leukoscope.reports import trust
-from leukoscope.reports.text import ORIENTATION_NAMES, outcome_text, percent
+from leukoscope.reports.text import ORIENTATION_NAMES, changes_text, outcome_text, percent
 from leukoscope.web.answer import Row, covered, views_of
 from leukoscope.web.drawing import UNLIKE_TRAINING, colour, embedded, render
 from leukoscope.web.model_cache import ModelCache
@@ -173,13 +173,7 @@ def _draw_changed(shown: Shown) -> Markup:
         image = answer.change(row.picture.image, black=row.picture.on_black)
         answered = _answered(answer.decision, answer.probabilities, _most_probable(answer.probabilities))
         forms_of_cell.append(_form(row, image, answer.decision.outcome, answered, answer.change.shows))
-    return render("view_forms.html", forms=forms_of_cell, sentence=changes_text(row), dark=row.picture.is_dark)
-
-
-def changes_text(row: Row) -> str:
-    """In how many small changes of the picture the answer is another, in a sentence; "" where it is in none."""
-    others = sum(answer.decision.outcome != row.known.outcome for answer in row.known.changed)
-    return f"Another answer in {others} of {len(row.known.changed)} small changes." if others else ""
+    return render("view_forms.html", forms=forms_of_cell, sentence=changes_text(row.known), dark=row.picture.is_dark)
 
 
 def _most_probable(probabilities: Mapping[str, float]) -> str:
