@@ -1,4 +1,4 @@
-"""What the measurements of several releases show beside each other, in short sentences that metrics.json fills."""
+"""What the measurements of several releases show beside each other, in short lines that metrics.json fills."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class _OutsideCheck:
 
 
 def conclusion(releases: Mapping[str, Metrics]) -> list[str]:
-    """What the metrics of these models say, by their short names: further people first, then cell size alone.
+    """What the metrics of these models say, by their short names: one claim, then at most three lines about it.
 
-    One claim a sentence; none without a model.
+    Further people come first, then cell size alone. Each line can stand alone; there is none without a model.
     """
     if not releases:
         return []
@@ -58,15 +58,17 @@ def _on_further_people(releases: Mapping[str, Metrics]) -> list[str]:
         return ["No model here was measured on people that did not train it.", "How it does on them is not known."]
     if len({check.test for check in checks.values()}) > 1:
         return ["The models were not checked alike on further people.", "Their figures cannot be compared."]
-    sentences = _most_recognised(list(checks.values()))
-    if any(metrics["further_subjects"].get("earlier_weights") for metrics in releases.values() if _has_check(metrics)):
-        sentences.append("Earlier weights are those of an earlier training of the same recipe.")
+    claim, *beside_others = _most_recognised(list(checks.values()))
     unmeasured = [name for name in releases if name not in checks]
-    if len(unmeasured) == 1:
-        sentences.append(f"{unmeasured[0]} was not measured on them.")
-    elif unmeasured:
-        sentences.append(f"{len(unmeasured)} were not measured on them.")
-    return sentences
+    if unmeasured:
+        were = "was" if len(unmeasured) == 1 else "were"
+        beside_others.append(f"{_names_or_number(unmeasured)} {were} not measured on further people.")
+    lines = [claim]
+    if beside_others:
+        lines.append(" ".join(beside_others))
+    if any(metrics["further_subjects"].get("earlier_weights") for metrics in releases.values() if _has_check(metrics)):
+        lines.append("Earlier weights come from an earlier training of the same recipe.")
+    return lines
 
 
 def _has_check(metrics: Metrics) -> bool:
@@ -94,22 +96,30 @@ def _most_recognised(checks: Sequence[_OutsideCheck]) -> list[str]:
     whose = f"Of {best.test.people} further {person} cells of {classes}"
     figure = f"{hundred(best.share)} of 100"
     if best.interval:
-        figure += f" ({hundred(best.interval['low'])}–{hundred(best.interval['high'])})"
+        figure += f" (95 % interval {hundred(best.interval['low'])}–{hundred(best.interval['high'])})"
     equal = [other.model for other in others if hundred(other.share) == hundred(best.share)]
-    close = [other.model for other in others if not best.is_clearly_above(other)]
+    close = [other for other in others if not best.is_clearly_above(other)]
     if not others:
         return [f"{whose}, {best.model} recognised {figure}."]
     if equal:
-        return [f"{whose}, {best.model} recognised {figure}.", f"{_name_or_number(equal)} recognised as many."]
+        return [f"{whose}, {best.model} recognised {figure}.", f"{_names_or_number(equal)} recognised as many."]
     most = f"{whose}, {best.model} recognised most: {figure}."
-    if close:
-        return [most, f"It is not clearly above {_name_or_number(close)}."]
-    return [most, f"It is clearly above {_name_or_number([other.model for other in others])}."]
+    if not close:
+        others_named = _names_or_number([other.model for other in others])
+        return [most, f"{best.model} is clearly better than {others_named}: the 95 % intervals do not overlap."]
+    why = "their 95 % intervals overlap"
+    if any(check.interval is None for check in (best, *close)):
+        why = "not all of them have a 95 % interval"
+    close_named = _names_or_number([other.model for other in close])
+    return [most, f"{best.model} is not clearly better than {close_named}: {why}."]
 
 
-def _name_or_number(names: Sequence[str]) -> str:
-    """One model by its name, more by their number."""
-    return names[0] if len(names) == 1 else f"{len(names)} others"
+def _names_or_number(names: Sequence[str]) -> str:
+    """The models by their names; more than three by their number."""
+    if len(names) > 3:
+        return f"{len(names)} models"
+    *before, last = names
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _beside_size(releases: Mapping[str, Metrics]) -> list[str]:
@@ -128,17 +138,19 @@ def _beside_size(releases: Mapping[str, Metrics]) -> list[str]:
     if not is_clear:
         return []
     where = "In cross-validation" if cross_validated else "In their own tests"
-    return [f"{where}, {_who_beats_size(is_clear)} cell size alone."]
+    return [f"{where}, {_who_beats_size(is_clear)}."]
 
 
 def _who_beats_size(is_clear: Mapping[str, bool]) -> str:
-    """Subject and verb of the sentence; `is_clear` says of each compared model whether it clearly beats size."""
+    """Which models do and which do not; `is_clear` says so of each compared model."""
     clear = [name for name, beats_size in is_clear.items() if beats_size]
-    only = "only " if len(clear) < len(is_clear) else ""
-    if len(clear) > 1:
-        return f"{only}{len(clear)} models clearly beat"
-    if clear:
-        return f"{only}{clear[0]} clearly beats"
-    if len(is_clear) == 1:
-        return f"{next(iter(is_clear))} does not clearly beat"
-    return "none clearly beats"
+    unclear = [name for name in is_clear if name not in clear]
+    than_size = "the classes clearly better than cell size alone"
+    if not clear:
+        verb = "does" if len(unclear) == 1 else "do"
+        return f"{_names_or_number(unclear)} {verb} not separate {than_size}"
+    separate = "separates" if len(clear) == 1 else "separate"
+    claim = f"{_names_or_number(clear)} {separate} {than_size}"
+    if not unclear:
+        return claim
+    return f"{claim}; {_names_or_number(unclear)} {'does' if len(unclear) == 1 else 'do'} not"
