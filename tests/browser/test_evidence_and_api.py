@@ -71,6 +71,37 @@ def test_evidence_folds_scrolls_in_its_boxes_and_breaks_no_word(
     assert not look.get("is_mobile") or small == []
 
 
+def test_on_a_phone_each_model_has_room_above_and_below(visits: Callable[..., Any]) -> None:
+    """Their names touched the line above."""
+    page = opened(visits, "Evidence", "#card h1", **PHONE)
+    rooms = page.locator(".lk-models > div").evaluate_all(
+        """rows => rows.map(row => {
+          const texts = document.createRange()
+          texts.selectNodeContents(row.firstElementChild)
+          const words = texts.getBoundingClientRect()
+          const last = row.querySelector('summary') ?? row.lastElementChild
+          texts.selectNodeContents(last.firstElementChild ?? last)
+          const box = row.getBoundingClientRect()
+          return [words.top - box.top, box.bottom - texts.getBoundingClientRect().bottom]
+        })"""
+    )
+    assert len(rooms) >= 3
+    assert all(15 <= room <= 24 for both in rooms for room in both), rooms
+
+
+def test_the_card_s_columns_start_at_the_same_height_and_have_the_same_gaps(visits: Callable[..., Any]) -> None:
+    """The right one was stretched to the height of the left one."""
+    page = opened(visits, "Evidence", "#card h1")
+    columns = page.locator("#card .md > div > div")
+    tops = columns.evaluate_all("both => both.map(one => one.firstElementChild.getBoundingClientRect().top)")
+    assert abs(tops[0] - tops[1]) < 1
+    gaps = columns.evaluate_all(
+        """both => both.flatMap(one => [...one.querySelectorAll('details + details')].map(
+          fold => fold.getBoundingClientRect().top - fold.previousElementSibling.getBoundingClientRect().bottom))"""
+    )
+    assert len(gaps) >= 4 and max(gaps) - min(gaps) < 1, gaps
+
+
 def cut_lines(page: Any, code: str) -> list[str]:
     """The pieces of code of which a line is cut."""
     return page.locator(code).evaluate_all(
@@ -201,7 +232,7 @@ def test_on_a_phone_plots_are_as_wide_as_the_page_and_tables_are_closed(visits: 
     page.wait_for_timeout(500)
     widths = page.evaluate("[...document.querySelectorAll('.lk-dot-plot')].map((plot) => plot.clientWidth)")
     assert len(widths) == 2 and min(widths) > 280
-    assert page.evaluate("document.documentElement.scrollHeight") < 2400
+    assert page.evaluate("document.documentElement.scrollHeight") < 2500
     assert not page.locator(".lk-changes").is_visible()
     page.get_by_role("button", name="Small changes").click()
     assert page.locator(".lk-changes").is_visible()

@@ -133,16 +133,16 @@ def test_a_card_is_folded_at_its_headings_and_its_tables_scroll() -> None:
     heads = ("A", "B", "C", "What it was trained on", "What it is not for")
     long = "".join(f"\n\n## {head}\n\nwords" for head in heads)
     summaries = re.findall(r"<details( open)?><summary>(.*)</summary>|</div>", folded_card(f"# Tiny{long}"))
-    left = [(" open", "What it is not for"), ("", "A"), ("", "B")]
-    right = [(" open", "What it was trained on"), ("", "C")]
+    left = [(" open", "What it is not for"), ("", "A")]
+    right = [(" open", "What it was trained on"), ("", "B"), ("", "C")]
     assert summaries == [*left, ("", ""), *right, ("", ""), ("", "")], "one is open in each column"
     assert folded.count("<div") == folded.count("</div>") == 4, "two columns in a box, and one table"
     assert "\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n</div>" in folded
     assert "```sh\n## no heading\n| no table |\n```" in folded
     assert folded.index("# Tiny") < folded.index("What it is not for") < folded.index("How good it is")
-    table = folded_card("# A\n\n## B\n\n| 0.7 (0.6–0.8) | – |\n\n0.6–0.8")
-    assert "| 0.7 (0.6\u2060–\u20600.8) | – |" in table and "\n0.6–0.8" in table, (
-        "in a cell, no line ends after its dash"
+    table = folded_card("# A\n\n## B\n\n| 0.7 (0.6–0.8) | blurred (σ 1 px) |\n\n0.6–0.8")
+    assert "| 0.7 (0.6\u2060–\u20600.8) | blurred (σ\u00a01\u00a0px) |" in table and "\n0.6–0.8" in table, (
+        "in a cell, no line ends after its dash or before its unit"
     )
     assert folded_card("# Tiny\n\nA model.") == "# Tiny\n\nA model.", "nothing to fold"
     assert folded_card("# A\n\n## B\n\n```\ncode").count("```") == 2, "an open end would hold all that follows"
@@ -156,15 +156,16 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     models = ModelCache({"measured": measured, "tiny": tiny_release})
     html, _ = evidence(models, list(models.names), "measured")
     first, second = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:2]
-    worst = "another class for 23 (18–29) of 100 cells when 15 % less saturated"
+    worst = "another class for 23 (18–29) of 100 cells when 15\u00a0% less saturated"
     assert worst in first and "not measured" in second.split("worst")[1], "of each model"
     assert html.split("<thead>")[1].split("</thead>")[0].count("<th ") == 5
-    assert "by cell size alone, no network: AUROC 0.781" in first, "beside the AUROC that it is compared with"
+    assert "cell size alone" not in first + second, "it has a line of its own"
     assert '<td colspan="2">not measured on people' in second
     assert "AUROC 0.736 (0.57–0.88)" in first and "AUROC 0.881 (0.79–0.94)" in first, "both with their intervals"
     first_claim, what_follows = html.split('class="lk-conclusion">')[1].split("</p>")[:2]
-    assert first_claim.endswith("measured (earlier weights) recognised 67 of 100 (53–80).")
-    assert "those of an earlier training" in what_follows and "tiny was not measured on them." in what_follows
+    assert what_follows.count("<li>") == 3, "a line for each"
+    assert first_claim.endswith("measured (earlier weights) recognised 67 of 100 (95 % interval 53–80).")
+    assert "from an earlier training" in what_follows and "tiny was not measured on further people." in what_follows
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first
     blocks = html.split('class="lk-models">')[1].split("How to read this table")[0].split('data-act="evidence:')[1:]
     lines = [re.findall(r'^([\w-]+)".*?<small>([^<]*)</small>(.*?)<dl', block, re.DOTALL)[0] for block in blocks]
@@ -182,10 +183,41 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     assert "28 people, mean 84" in html and "data:image/png" not in html
     assert "<span>worst</span>" in html and "100, all" in html and "0, none" in html, "the ends of the axes in words"
     changes = html.split('class="lk-changes"')[1].split("<tbody>")[1].split("</tr>")
-    assert "15 % less saturated" in changes[0] and "<td>23</td>" in changes[0], "the worst comes first"
+    assert "15\u00a0% less saturated" in changes[0] and "<td>23</td>" in changes[0], "the worst comes first"
     assert "1,969 cells of 41 people" in html
     assert html.count('aria-current="true"') == 2, "in the table and among the blocks of a phone"
     assert 'class="lk-chosen" aria-current="true"' in first
+
+
+def test_cell_size_alone_has_one_line_for_all_models_tested_on_the_same_people() -> None:
+    """It was repeated in the row of each model."""
+    names = [f"leukoscope-{name}" for name in ("densenet169-cnmc", "densenet201-ball4", "efficientnet-b3-cnmc")]
+    models = ModelCache({name: ROOT / "model_card" / name for name in names})
+    html, _ = evidence(models, names, names[0])
+    rows = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:-1]
+    assert len(rows) == 4 and ["cell size alone" in row for row in rows] == [False, False, False, True]
+    assert "compare with densenet169-cnmc and efficientnet-b3-cnmc: the same 41 people" in rows[3]
+    assert "AUROC 0.781" in rows[3] and "no figure in the models’ metrics" in rows[3], "none for further people"
+    blocks = html.split('class="lk-models">')[1].split("How to read this table")[0]
+    assert blocks.count("0.781") == 1, "on a phone, too"
+    assert "blurred (σ\u00a01\u00a0px)" in rows[2]
+
+
+def test_other_people_have_a_line_of_their_own_for_cell_size_alone(tmp_path: Path) -> None:
+    names = [f"leukoscope-{name}" for name in ("densenet169-cnmc", "efficientnet-b3-cnmc")]
+    releases = {name: Path(shutil.copytree(ROOT / "model_card" / name, tmp_path / name)) for name in names}
+    metrics = json.loads((releases[names[1]] / "metrics.json").read_text())
+    metrics["evaluations"][0]["metrics"]["subjects"].popitem()
+    (releases[names[1]] / "metrics.json").write_text(json.dumps(metrics))
+    html, _ = evidence(ModelCache(releases), names, names[0])
+    table = html.split("<tbody>")[1].split("</tbody>")[0]
+    assert "compare with densenet169-cnmc: the same 41 people" in table
+    assert "compare with efficientnet-b3-cnmc: the same 40 people" in table
+    del metrics["evaluations"][0]["size_only_baseline"]
+    (releases[names[1]] / "metrics.json").write_text(json.dumps(metrics))
+    html, _ = evidence(ModelCache(releases), names, names[0])
+    row = html.split("<tbody>")[1].split("</tr>")[1]
+    assert "cell size alone: not measured" in row, "no figure is borrowed from other people"
 
 
 def test_what_was_not_measured_is_said_once() -> None:
@@ -198,6 +230,7 @@ def test_what_was_not_measured_is_said_once() -> None:
     assert '<td colspan="2">not measured on people: its data name no people</td>' in row
     facts = html.split('<dl class="lk-facts">')[1].split("</dl>")[0]
     assert facts.count("<dt>") == 4 and facts.count("<dd>") == 3, "on a phone, too"
+    assert "All its figures<small>maps</small>" in html, "what else it lacks is not announced"
 
 
 def test_a_name_without_a_model_is_told_and_the_first_is_shown() -> None:

@@ -20,6 +20,7 @@ from leukoscope.web.content_policy import card_text
 from leukoscope.web.drawing import colour, render
 from leukoscope.web.model_cache import ModelCache
 
+_NOT_MEASURED = "not measured"
 _MAPS = {True: "passed our checks", False: "failed our checks", None: "not checked"}
 # The sections of our cards that are open, the second beside the first. The page itself shows how good the models are.
 _OPEN = "What it is not for"
@@ -38,6 +39,8 @@ _TABLE_BOX = '<div class="lk-scrolls" tabindex="0" role="group" aria-label="Tabl
 # A line of a browser may end after a dash, but not beside a word joiner.
 _INTERVAL = re.compile(r"(?<=\d)–(?=\d)")
 _UNBROKEN_DASH = "\u2060–\u2060"
+# A number stays beside its unit: "(σ 1 px)", "15 %".
+_WITH_UNIT = re.compile(r"\(σ [^)]*\)|\d %")
 NO_CARD = "This release comes without a card."
 
 
@@ -85,11 +88,48 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
     evaluation = release_tables.unseen_evaluation(metrics) or {}
     conclusion_of_all = conclusion({text.short_name(name): release.metrics for name, release in releases.items()})
     html = render(
-        "evidence.html", rows=rows, names=names, chosen=chosen, unknown=unknown, figures=figures, checks=list(checks),
+        "evidence.html", rows=rows, size_alone=_size_alone(releases), names=names, chosen=chosen, unknown=unknown,
+        figures=figures, checks=list(checks),
         subjects=subjects, subjects_test="cross-validation" if evaluation.get("folds") else "test",
         changes=_small_changes(metrics), conclusion=conclusion_of_all,
     )  # fmt: skip
     return html, card
+
+
+def _unbroken(words: str) -> str:
+    """The words with no line's end between a number and its unit."""
+    return _WITH_UNIT.sub(lambda match: match[0].replace(" ", "\u00a0"), words)
+
+
+def _size_alone(releases: Mapping[str, ReleaseInfo]) -> list[dict[str, str]]:
+    """How well cell size alone ranks cells, without a network: once for all models that were tested on the same people.
+
+    metrics.json has no such figure for further people.
+    """
+    models: dict[tuple[Any, ...], list[str]] = {}
+    for name, release in releases.items():
+        evaluation = (release.metrics.get("evaluations") or [{}])[0]
+        alone = _auroc_of_size(release.metrics)
+        if alone is None:
+            continue
+        people = tuple(sorted(evaluation["metrics"].get("subjects") or ()))
+        data = (release.metrics.get("data") or {}).get("name")
+        models.setdefault((data, people, share(alone)), []).append(text.short_name(name))
+    return [
+        {
+            "auroc": auroc,
+            "compare_with": " and ".join(names),
+            "people": f"the same {len(people)} people" if people else "the same people",
+        }
+        for (_, people, auroc), names in models.items()
+    ]
+
+
+def _auroc_of_size(metrics: Mapping[str, Any]) -> float | None:
+    """The AUROC of cell size alone on the people of a release's first test; None where it was not measured on them."""
+    evaluation = (metrics.get("evaluations") or [{}])[0]
+    alone: float | None = (evaluation.get("size_only_baseline") or {}).get("auroc_by_subject")
+    return alone if text.measured_on_people(metrics) else None
 
 
 def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +137,6 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     further = metrics.get("further_subjects") or {}
     auroc = further.get("auroc_by_subject")
     evaluation = (metrics.get("evaluations") or [{}])[0]
-    alone = (evaluation.get("size_only_baseline") or {}).get("auroc_by_subject")
     cross_validated = "not on people"
     if text.measured_on_people(metrics) and evaluation["metrics"].get("auroc_by_subject") is not None:
         cross_validated = with_interval(evaluation, "auroc_by_subject")
@@ -112,6 +151,14 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
             summary_meters = row.meters
             break
     healthy = release_tables.healthy_with_class(metrics)
+    maps = _MAPS[trust.maps_passed(metrics)]
+    worst_change = text.worst_change_text(metrics)
+    measured = {
+        "cross-validation": bool(trust_rows[1].meters),
+        "lamp or lens": worst_change != _NOT_MEASURED,
+        "maps": maps != _MAPS[None],
+        "healthy cells": maps == _MAPS[None] and healthy != "–",  # else they stand beside the maps
+    }
     return {
         "model": name,
         "error": "",
@@ -120,12 +167,13 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "colours": {label: colour(label, labels) for label in labels},
         "trust": trust_rows,
         "unmeasured": _unmeasured(trust_rows),
-        "outside": f"{share(auroc['value'])} ({span(auroc)})" if auroc else "not measured",
+        "outside": f"{share(auroc['value'])} ({span(auroc)})" if auroc else _NOT_MEASURED,
         "cross_validated": cross_validated,
-        "size_alone": f"AUROC {share(alone)}" if alone is not None else "not measured",
-        "worst_change": text.worst_change_text(metrics),
-        "healthy": "not measured" if healthy == "–" else f"{healthy} of 100",
-        "maps": _MAPS[trust.maps_passed(metrics)],
+        "size_is_measured": _auroc_of_size(metrics) is not None,
+        "worst_change": _unbroken(worst_change),
+        "measured": ", ".join(what for what, is_measured in measured.items() if is_measured),
+        "healthy": _NOT_MEASURED if healthy == "–" else f"{healthy} of 100",
+        "maps": maps,
         "data": text.model_text(metrics) or "not told",
     }
 
@@ -182,7 +230,7 @@ def _small_changes(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
             "another class": change["class_changed"], "not sure": change["abstained"], "refused": change["refused"],
         }  # fmt: skip
         numbers = {words: round(100 * share) for words, share in shares.items()}
-        bars.append({"shows": change["shows"], "numbers": numbers})
+        bars.append({"shows": _unbroken(change["shows"]), "numbers": numbers})
     return {"cells": count(block["cells"]), "people": block["subjects"], "bars": bars}
 
 
@@ -217,8 +265,8 @@ def folded_card(markdown: str) -> str:
     opened_beside = [_fold(section) for section in sections if section.heading == _OPEN_BESIDE]
     closed = [_fold(section) for section in sections if section.heading not in {_OPEN, _OPEN_BESIDE}]
     # So both columns of our cards end at about the same height.
-    left = [title.markdown, *opened, *closed[:2]]
-    right = [*opened_beside, *closed[2:]]
+    left = [title.markdown, *opened, *closed[:1]]
+    right = [*opened_beside, *closed[1:]]
     return "\n\n".join(("<div>", "<div>", *left, "</div>", "<div>", *right, "</div>", "</div>"))
 
 
@@ -233,7 +281,7 @@ class _Section:
 def _sections(markdown: str) -> list[_Section]:
     """Split a card at its headings below the title; each of its tables becomes a box that scrolls by itself.
 
-    An interval in a table stays on one line.
+    An interval in a table stays on one line, and so does a number with its unit.
     """
     sections = []
     heading = ""
@@ -246,7 +294,7 @@ def _sections(markdown: str) -> list[_Section]:
         if is_row and not in_table:
             lines.append(f"{_TABLE_BOX}\n")
         if is_row:
-            line = _INTERVAL.sub(_UNBROKEN_DASH, line)
+            line = _unbroken(_INTERVAL.sub(_UNBROKEN_DASH, line))
         if in_table and not is_row:
             lines.append("\n</div>\n")
         in_table = is_row
