@@ -282,8 +282,8 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     assert answered.because == "Such answers were wrong for 5 of 100 unseen people (95\u00a0%: 1 to 20)."
     nobody = replace(result, rows=(rows[0], *rows[3:]))
     assert verdict(nobody) == Verdict(
-        "1 looks like a blast, 1 normal, 2 unlike its training cells",
-        "No answer about any person. An answer needs 2 cells like its training cells; 1\u00a0person has 1. "
+        f"No answer about any of {len(nobody.subjects)} people",
+        "An answer needs 2 cells like its training cells; 1\u00a0person has 1. "
         "Most cells of 1 person are unlike its training cells.",
     )
 
@@ -303,17 +303,18 @@ def test_people_without_an_answer_have_one_reason_that_is_said_once() -> None:
     rows = tuple(row(name, "", 0.9, name) for name in "ab")
     result = replace(RESULT, rows=rows, metrics=JUDGED)
     page = batch_answer(result)
-    assert verdict(result).sentence == "2 look like blasts", "what was found, not what is missing"
-    assert "No answer about any person. An answer needs 2 cells like its training cells; 2\u00a0people have 1." in page
+    assert verdict(result).sentence == "No answer about any of 2 people", "counts of cells were read as people"
+    assert '<li class="lk-kind">cells</li>' in page, "what the counts below it are of"
+    assert "An answer needs 2 cells like its training cells; 2\u00a0people have 1." in page
     assert page.count("needs 2 cells") == 1
     one = verdict(replace(result, rows=rows[:1]))
-    assert one.because.startswith("No answer about the person. An answer needs 2 cells")
+    assert one.sentence == "No answer about the person" and one.because.startswith("An answer needs 2 cells")
     unlike = replace(result, rows=tuple(row(name, "", 0.9, name, ood_score=9) for name in "ab"))
     assert verdict(unlike).sentence == "No answer: unlike the cells it knows"
     assert "lk-trust" not in batch_answer(unlike), "how far to trust an answer, where there is none"
 
 
-def test_that_another_model_needs_fewer_cells_stands_above_its_button() -> None:
+def test_that_another_model_needs_fewer_cells_stands_on_its_button() -> None:
     """Nobody had an answer of a model that needs 50 cells; that another one needs 5 was nowhere to be seen."""
     rule = {**SUBJECT_RULE, "least_cells": 3}
     few = replace(RESULT, metrics={**JUDGED, "subject_rule": rule})
@@ -322,20 +323,23 @@ def test_that_another_model_needs_fewer_cells_stands_above_its_button() -> None:
 
     def said(result: BatchResult, readings: Sequence[BatchResult] = ()) -> list[str]:
         page = batch_answer(result, others, readings, least_cells=least)
-        return re.findall(r"<p>([^<]+ for an answer: [^<]+)</p>", page)
+        return re.findall(r'<span class="lk-needs">([^<]+)</span>', page)
 
-    assert said(few) == ["other needs 2 cells for an answer: 2 of 2 people have them."]
+    assert said(few) == ["other needs 2 cells: 2 of 2 people have them"]
     assert said(few, [replace(few, model="leukoscope-other")]) == [], "its answers stand there"
     one = replace(few, rows=(*RESULT.rows[:3], row("d", "HEM", 0.1, "2", ood_score=9.0)))
-    assert said(one) == ["other needs 2 cells for an answer: 1 of 2 people has them."]
+    assert said(one) == ["other needs 2 cells: 1 of 2 people has them"]
     assert said(replace(one, rows=one.rows[2:3])) == [], "one cell is too few for it, too"
-    assert said(replace(few, rows=few.rows[:2])) == ["other needs 2 cells for an answer: this person has them."]
+    assert said(replace(few, rows=few.rows[:2])) == ["other needs 2 cells: this person has them"]
     more = [row(f"{n}", "", 0.99, "3") for n in range(3)]
     some = said(replace(few, rows=(*few.rows[:2], *more)))
-    assert some == ["other needs 2 cells for an answer: the person without one has them."]
+    assert some == ["other needs 2 cells: the person without one has them"]
     some = said(replace(few, rows=(*few.rows, *more)))
-    assert some == ["other needs 2 cells for an answer: 2 of 2 without one have them."]
-    assert batch_answer(few, others).count("for an answer:") == 0, "of which nothing is known"
+    assert some == ["other needs 2 cells: 2 of 2 without one have them"]
+    assert "lk-needs" not in batch_answer(few, others), "of which nothing is known"
+    assert 'title="leukoscope-other needs 2 cells: 2 of 2 people have them; read the 4 cells, too"' in batch_answer(
+        few, others, least_cells=least
+    )
 
 
 def test_the_models_say_how_many_cells_of_a_person_they_need() -> None:
@@ -539,6 +543,16 @@ def test_what_was_given_is_shown_before_it_is_predicted() -> None:
     page = given_picture(Batch([BatchFile("broken.png", lambda: b"no picture"), *readable]))
     assert ">31 pictures</p>" in page and page.count("<img") == 23, "of the first 24 those that can be read"
     assert "--columns:6;--narrow-columns:5" in page, "they fill the stage"
+
+
+def test_dark_cells_that_are_given_are_shown_brighter_at_once() -> None:
+    """They were nearly black until the first of them was predicted."""
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[8:24, 8:24] = (90, 30, 110)
+    dark = encoded(Image.fromarray(pixels), "PNG")
+    white = encoded(Image.new("RGB", (32, 32), "white"), "PNG")
+    page = given_picture(Batch([BatchFile("dark.png", lambda: dark), BatchFile("white.png", lambda: white)]))
+    assert re.findall(r"<li([^>]*)><img", page) == [' class="lk-dark"', ""]
 
 
 def test_people_stand_in_the_order_of_their_numbers() -> None:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from leukoscope import DataError, LeukoscopeError
 from leukoscope.data.cell_tables import folded, names_files
-from leukoscope.data.images import IMAGE_SUFFIXES, open_bytes
+from leukoscope.data.images import IMAGE_SUFFIXES, is_dark, open_bytes, to_rgb
 from leukoscope.data.layouts import class_on_path, is_junk, left_out
 from leukoscope.data.subjects import find_subjects, is_table
 from leukoscope.data.table_files import table_in
@@ -256,7 +256,15 @@ def read_parts(files: Sequence[BatchFile], problems: list[str]) -> Iterator[tupl
         give_back_freed_memory()
 
 
-def first_thumbnails(files: Sequence[BatchFile], count: int) -> list[bytes]:
+@dataclass(frozen=True)
+class Thumbnail:
+    """A picture as a small WebP, and whether it is shown brighter."""
+
+    content: bytes
+    is_dark: bool
+
+
+def first_thumbnails(files: Sequence[BatchFile], count: int) -> list[Thumbnail]:
     """The first of these pictures as small WebPs: those that can be read, as many as `THUMBNAIL_SECONDS` allow."""
     thumbnails = []
     end = time.monotonic() + THUMBNAIL_SECONDS
@@ -264,7 +272,8 @@ def first_thumbnails(files: Sequence[BatchFile], count: int) -> list[bytes]:
         with suppress(LeukoscopeError):
             image = open_bytes(file.picture or file.read(), file.name, max_pixels=CELL_LIMIT.pixels)
             image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            thumbnails.append(encoded(image, "WEBP", quality=80, method=0))
+            content = encoded(image, "WEBP", quality=80, method=0)
+            thumbnails.append(Thumbnail(content, is_dark(to_rgb(image, file.name))))
         if time.monotonic() > end:
             break
     return thumbnails

@@ -25,15 +25,7 @@ from leukoscope.inference.prediction import (
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports import trust
 from leukoscope.reports.formatting import data_uri, metric_name
-from leukoscope.reports.text import (
-    FOREIGN_VERDICT,
-    NO_CELL_VERDICT,
-    NOTHING_FOUND,
-    about_model,
-    outcome_text,
-    percent,
-    short_name,
-)
+from leukoscope.reports.text import FOREIGN_VERDICT, NO_CELL_VERDICT, NOTHING_FOUND, about_model, outcome_text, percent
 from leukoscope.web.batch import SHEET_SIZE, BatchResult, BatchRow, LabelMetrics, measured_on_labels
 from leukoscope.web.batch_files import Batch, first_thumbnails
 from leukoscope.web.drawing import (
@@ -72,9 +64,11 @@ REFUSED_FROM = 0.78
 WIDTH = 356
 LEAST_HEIGHT = 48
 MOST_HEIGHT = 200
-OPENED_HEIGHT = 80  # of a person's row above their cells
+OPENED_HEIGHT = 120  # of a person's row above their cells
 FEW_CELLS = 32  # of one row, which need less height
 HEIGHT_OF_FEW = 136
+# What `find_subjects` calls it: a warning has one line.
+_NUMBER_IN_NAME = "the number after UID_ in each file name, as C-NMC 2019 names its cells"
 _END_OF_WORD = re.compile(r"(?<=[_\- .])")
 # Pixels of all rows together, where that leaves each its least height: in a wide window, and on a phone, where a line
 # with name and answer stands above each person's dots.
@@ -133,13 +127,16 @@ def batch_tile(act: str, result: BatchResult, pressed: bool) -> Tile:
 
 def given_picture(batch: Batch) -> Markup:
     """The left of the stage before the first cells are predicted: how many pictures were given, and the first ones."""
-    sources = [data_uri("image/webp", thumbnail) for thumbnail in first_thumbnails(batch.files, SHOWN_WHILE_READ)]
+    pictures = [
+        (data_uri("image/webp", thumbnail.content), thumbnail.is_dark)
+        for thumbnail in first_thumbnails(batch.files, SHOWN_WHILE_READ)
+    ]
     return render(
         "batch_given.html",
         count=_count_text(len(batch.files), "picture"),
-        sources=sources,
-        columns=_columns(len(sources), STAGE_SHAPE),
-        narrow_columns=_columns(len(sources), NARROW_STAGE_SHAPE),
+        pictures=pictures,
+        columns=_columns(len(pictures), STAGE_SHAPE),
+        narrow_columns=_columns(len(pictures), NARROW_STAGE_SHAPE),
     )
 
 
@@ -484,9 +481,6 @@ def batch_answer(
     problems = _problems(result)
     reading_of = {reading.model: reading for reading in readings}
     names = dict.fromkeys([*others, *reading_of])
-    fewer_cells = [
-        _needs_fewer_cells(result, name, (least_cells or {}).get(name)) for name in others if name not in reading_of
-    ]
     short_names = _short_names([row.name for row in result.rows])
     trust_rows: Sequence[trust.TrustRow] = ()
     if result.metrics and not _is_foreign(result):
@@ -500,6 +494,7 @@ def batch_answer(
         because=answered.because,
         caveats=_caveats(result) if result.rows else [],
         counts=_counts(result),
+        kind="pictures" if _shows_no_cell(result) else "cells",
         rule=_rule_text(result),
         measured=_measured_row(result, measured),
         measured_labels=[label for label in result.classes if measured.cells.get(label)],
@@ -511,8 +506,7 @@ def batch_answer(
         trust=trust_rows,
         labels=result.classes,
         colours=_colours(result),
-        others=[_other_model(result, name, reading_of.get(name)) for name in names],
-        fewer_cells=[line for line in fewer_cells if line],
+        others=[_other_model(result, name, reading_of.get(name), (least_cells or {}).get(name)) for name in names],
         details=f"{about_model(result.model, result.revision)}.",
         can_save=bool(result.rows),
         read_again=result.stopped and is_given_last and not readings,
@@ -556,17 +550,24 @@ def _problems(result: BatchResult) -> list[str]:
     return sentences
 
 
-def _other_model(result: BatchResult, name: str, reading: BatchResult | None) -> dict[str, Any]:
+def _other_model(
+    result: BatchResult, name: str, reading: BatchResult | None, least_cells: int | None
+) -> dict[str, Any]:
     """What another model predicted for the batch, beside what is shown; that it can read it, where it has not."""
     if reading is None:
         words = f"read the {_read_text(result)}, too"
-        return {"model": name, "words": words, "title": f"{name}: {words}", "counts": []}
+        needs = _needs_fewer_cells(result, least_cells)
+        if not needs:
+            return {"model": name, "words": words, "needs": "", "title": f"{name}: {words}", "counts": []}
+        # Both on one line.
+        title = f"{name} {needs}; {words}"
+        return {"model": name, "words": "read all", "needs": needs, "title": title, "counts": []}
     words = _agreement(result, reading)
     title = f"{name}: {_counts_words([row for _, row in reading.cells])}; {words}; show it"
-    return {"model": name, "words": words, "title": title, "counts": _counts(reading)}
+    return {"model": name, "words": words, "needs": "", "title": title, "counts": _counts(reading)}
 
 
-def _needs_fewer_cells(result: BatchResult, name: str, least_cells: int | None) -> str:
+def _needs_fewer_cells(result: BatchResult, least_cells: int | None) -> str:
     """That another model needs fewer cells of a person, and how many without an answer have them; "" for nobody."""
     if least_cells is None:
         return ""
@@ -582,7 +583,7 @@ def _needs_fewer_cells(result: BatchResult, name: str, least_cells: int | None) 
     else:
         whose = _people(len(without)) if is_everyone_without else f"{len(without)} without one"
         people = f"{enough} of {whose} {'has' if enough == 1 else 'have'}"
-    return f"{short_name(name)} needs {_count_text(least_cells)} for an answer: {people} them."
+    return f"needs {_count_text(least_cells)}: {people} {'it' if least_cells == 1 else 'them'}"
 
 
 def _agreement(result: BatchResult, reading: BatchResult) -> str:
@@ -619,7 +620,8 @@ def _caveats(result: BatchResult) -> list[str]:
     if result.subjects and result.without_subject:
         lines.append(result.without_subject)
     if result.subjects and result.guessed_from:
-        lines.append(f"People are guessed from {result.guessed_from}; a table names them surely.")
+        guessed_from = result.guessed_from.replace(_NUMBER_IN_NAME, "UID_ numbers (C-NMC 2019)")
+        lines.append(f"People are guessed from {guessed_from}; a table is surer.")
     return [*lines, *map(_note_on_people, result.notes)]
 
 
@@ -714,7 +716,7 @@ def _is_foreign(result: BatchResult) -> bool:
 
 
 def _people_verdict(result: BatchResult) -> Verdict:
-    """What was answered about people; where that is nothing, what the cells look like, and why no person has more."""
+    """What was answered about people; where that is nothing, so it says, and why."""
     predictions = result.subject_predictions
     counts = Counter(prediction.outcome for prediction in predictions)
     if any(counts[label] for label in result.classes):
@@ -728,9 +730,8 @@ def _people_verdict(result: BatchResult) -> Verdict:
         return Verdict(FOREIGN_VERDICT.replace("class", "answer"), " ".join(reasons))
     if set(counts) == {ABSTAIN}:
         return Verdict("Not sure", " ".join(reasons))
-    outcomes = Counter(row.prediction.outcome for _, row in result.cells)
-    no_answer = f"No answer about {'the person' if len(result.subjects) == 1 else 'any person'}."
-    return Verdict(counts_text(outcomes, result.classes, in_figures=True), " ".join([no_answer, *reasons]))
+    whom = "the person" if len(result.subjects) == 1 else f"any of {_people(len(result.subjects))}"
+    return Verdict(f"No answer about {whom}", " ".join(reasons))
 
 
 def _subjects_of(result: BatchResult) -> dict[str, list[str]]:
