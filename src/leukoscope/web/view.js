@@ -189,6 +189,11 @@ const offerAllRows = () => {
   const extra = (room - last.offsetTop - last.offsetHeight) / shown.length
   fitRows(`${last.querySelector('svg').clientHeight + extra}px`, `${room}px`)
 }
+// Rows that are drawn anew are fitted before they are painted, so that none moves. (The picture of a dot's cell, which
+// is put on the stage itself, changes none.)
+new MutationObserver((changes) => {
+  if (changes.some(({target}) => !target.matches('.lk-stage'))) offerAllRows()
+}).observe(element, {childList: true, subtree: true})
 addEventListener('lkgiven', showFirstRows)
 addEventListener('resize', () => {
   offerAllRows()
