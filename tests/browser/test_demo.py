@@ -331,9 +331,9 @@ def test_little_moves_when_the_answer_of_a_batch_comes_and_what_follows_fades_ou
         visit.page.locator("#answer .lk-model", has_text=model_line).wait_for()
         visit.page.wait_for_timeout(300)
         assert visit.page.evaluate("window.shifted") <= 0.02, model_line
-        follows = visit.page.evaluate(
-            "(list => list.scrollHeight > list.clientHeight + 32)(document.querySelector('.lk-many'))"
-        )
+        scrolls = "(list => list.scrollHeight > list.clientHeight + 32)(document.querySelector('.lk-many'))"
+        # A button says that there are more rows.
+        follows = visit.page.evaluate(f"{scrolls} && document.querySelector('.lk-all-rows').hidden")
         assert float(visit.page.evaluate(fade)) == follows, model_line
         visit.page.evaluate(to_end)
         visit.page.wait_for_function(f"Number({fade}) === 0")
@@ -729,7 +729,9 @@ def test_of_a_person_of_many_cells_the_first_are_shown_and_close_stays_in_sight(
 def test_on_a_phone_the_words_of_all_people_stand_below_each_other(visits: Callable[..., Any], tmp_path: Path) -> None:
     visit = visits(**PHONE)
     names = {
-        f"{person}/{cell}.png": cell_png("ALL", 1, cell) for person in ("H12", "a long name of 17") for cell in (1, 2)
+        f"{person}/{cell}.png": cell_png("ALL", number, cell)
+        for number, person in enumerate(("H12", "a long name of 17"))
+        for cell in (1, 2)
     }
     upload(visit, Path(pack(tmp_path / "people.zip", names)))
     visit.page.locator("#answer .lk-model", has_text="4 cells of 2 people").wait_for()
