@@ -146,11 +146,11 @@ def _who_beats_size(is_clear: Mapping[str, bool]) -> str:
     clear = [name for name, beats_size in is_clear.items() if beats_size]
     unclear = [name for name in is_clear if name not in clear]
     than_size = "the classes clearly better than cell size alone"
+    do = "does" if len(unclear) == 1 else "do"
     if not clear:
-        verb = "does" if len(unclear) == 1 else "do"
-        return f"{_names_or_number(unclear)} {verb} not separate {than_size}"
+        return f"{_names_or_number(unclear)} {do} not separate {than_size}"
     separate = "separates" if len(clear) == 1 else "separate"
     claim = f"{_names_or_number(clear)} {separate} {than_size}"
     if not unclear:
         return claim
-    return f"{claim}; {_names_or_number(unclear)} {'does' if len(unclear) == 1 else 'do'} not"
+    return f"{claim}; {_names_or_number(unclear)} {do} not"

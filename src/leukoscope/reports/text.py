@@ -241,9 +241,10 @@ def borderline_text(prediction: Prediction) -> str:
     """Which other outcome a picture has under which changes of 5 %; "" where it is not borderline, or not known."""
     if not prediction.borderline:
         return ""
+    borderline_changes = prediction.borderline_changes
     changes_of: dict[str, list[str]] = {}
     for answer in prediction.changed:
-        if answer.change in prediction.borderline_changes:
+        if answer.change in borderline_changes:
             changes_of.setdefault(outcome_text(answer.decision.outcome), []).append(answer.change.shows)
     clauses = [f"{outcome} when {_alternatives(changes)}" for outcome, changes in changes_of.items()]
     return f"Borderline: {'; '.join(clauses)}."

@@ -269,7 +269,7 @@ const openAgain = () => {
 const showCells = (row) => {
   row.toggleAttribute('data-all-cells', true)
   const room = row.closest('.lk-many').clientHeight - element.querySelector('.lk-cells-axis').offsetHeight
-  const hasRoom = innerWidth > 820 && row.offsetHeight <= room
+  const hasRoom = !isNarrow() && row.offsetHeight <= room
   row.toggleAttribute('data-all-cells', hasRoom || allCellsOf.has(person(row)))
 }
 element.addEventListener('click', ({target}) => {
