@@ -248,7 +248,7 @@ EXAMPLE_CELLS = tuple(product(PHANTOM_LABELS, range(EXAMPLES_PER_CLASS)))
 """Class and number of each synthetic cell that is offered.
 
 Both C-NMC releases give each its class, but for the last: to that they give none. DenseNet169 gives the first two the
-same answer under every small change, and the third another when it is a little brighter or darker.
+same answer under every small change, and the third no class under some of them.
 """
 EXAMPLE_SMEARS = tuple(zip(SMEAR_LABELS, (0, 0, 4, 4), strict=True))
 """The same of smears, for models of whole pictures: those that are in distribution."""

@@ -279,7 +279,7 @@ def test_a_row_opens_with_its_map_and_the_picture_has_three_views(page: Page) ->
     assert visit.scene.model == "one"
     assert 'data-model="other"' in shown(page, click(page, visit, "row:1")) and visit.scene.model == "other"
     assert shown(page, click(page, visit, "view:turned")).count(">Mirrored") == 4
-    assert "Without its nucleus" in shown(page, click(page, visit, "view:covered"))
+    assert "Nucleus covered" in shown(page, click(page, visit, "view:covered"))
     assert "Map for HEM" in shown(page, click(page, visit, "row:1")) + shown(page, click(page, visit, "label:HEM"))
 
 

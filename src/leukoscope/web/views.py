@@ -26,11 +26,11 @@ FILLS = 0.72  # share of the stage's side that a cell cut out on black fills whe
 FILLS_FORM = 0.88  # the same of a form's picture
 FORM_SIDE = 400  # pixels of a form's picture
 MOST_ENLARGED = 2.2
-_WITHOUT = {
+_COVERED = {
     "": "As given",
-    "nucleus": "Without its nucleus",
-    "cytoplasm": "Without its cytoplasm",
-    "outside": "Without its surroundings",
+    "nucleus": "Nucleus covered",
+    "cytoplasm": "Cytoplasm covered",
+    "outside": "Surroundings covered",
 }
 Forms = Mapping[str, Row]
 """Part of a cell → what the model says without it."""
@@ -199,7 +199,7 @@ def _draw_covered(shown: Shown) -> Markup:
     forms_of_cell = []
     for part, form in {"": row, **forms}.items():
         answered = _answered(form.known.decision, form.known.probabilities, called)
-        forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, answered, _WITHOUT[part]))
+        forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, answered, _COVERED[part]))
     sentence = ""
     if not forms:
         sentence = "No nucleus is told apart in this picture."
