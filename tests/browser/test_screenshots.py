@@ -45,6 +45,7 @@ def test_the_pictures_of_the_readme(
         assert "its maps passed our checks" in visit.page.locator("#answer").inner_text()
     visit.page.mouse.move(0, 0)
     visit.page.wait_for_timeout(800)  # it comes to rest
+    visit.page.wait_for_function("!document.querySelector('.lk-working')")
     visit.page.screenshot(path=folder / f"{name}.png")
     with Image.open(folder / f"{name}.png") as picture:
         assert picture.size == (WIDTH, HEIGHT)

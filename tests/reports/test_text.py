@@ -12,6 +12,8 @@ from leukoscope.inference.prediction import Checks, Decision, Reason, Thresholds
 from leukoscope.reports.text import (
     DecisionText,
     agreement_text,
+    brief_class_text,
+    brief_reason,
     class_words,
     decision_text,
     foreign_text,
@@ -253,3 +255,26 @@ def test_the_question_on_top_follows_the_classes_of_the_model() -> None:
     said = meanings_text(("ALL", "HEM"))
     assert said == "ALL: a blast of acute lymphoblastic leukaemia. HEM: a normal cell, a B-cell precursor."
     assert meanings_text(("Benign", "x")) == "Benign: a benign haematogone."
+
+
+@pytest.mark.parametrize(
+    ("label", "share", "expected"),
+    [
+        ("ALL", 0.95, "Looks like a blast"),
+        ("ALL", 0.6, "Probably a blast"),
+        ("HEM", 0.95, "Looks normal"),
+        ("HEM", 0.6, "Probably normal"),
+        ("basophil", 0.95, "Looks like basophil"),
+    ],
+)
+def test_the_line_of_another_model_has_the_fewest_words(label: str, share: float, expected: str) -> None:
+    assert brief_class_text(label, share) == expected
+
+
+def test_a_reason_beside_its_picture_names_the_class_and_leaves_out_the_limit_of_a_map() -> None:
+    low = Reason("low_confidence", 0.69996, 0.7)
+    assert brief_reason(low, "HEM") == "HEM has 69.996\u00a0%; the model gives a class from 70.000\u00a0%."
+    off_cell = Reason("explanation_off_cell", 0.55, 0.63)
+    assert brief_reason(off_cell, "ALL") == "Only 55\u00a0% of its map lies on the cell."
+    views = Reason("views_disagree", 0.375, 0.25)
+    assert brief_reason(views, "ALL") == views.text

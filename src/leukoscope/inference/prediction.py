@@ -70,8 +70,11 @@ class Reason:
 
     @property
     def text(self) -> str:
-        """The reason as a sentence, with digits enough to tell the value from the limit."""
-        template = REASON_TEXTS[self.code]
+        """The reason as a sentence."""
+        return self.fill(REASON_TEXTS[self.code])
+
+    def fill(self, template: str) -> str:
+        """A sentence with the reason's numbers in it, with digits enough to tell the value from the limit."""
         numbers: dict[str, str] = {}
         for more_digits in range(6):
             for name, digits, kind in _NUMBER.findall(template):

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from leukoscope.data.registry import DATASETS, cells_of, meanings_of_labels
-from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision, Prediction
+from leukoscope.inference.prediction import (
+    ABSTAIN,
+    NOT_A_CELL,
+    OUT_OF_DISTRIBUTION,
+    REFUSED,
+    Decision,
+    Prediction,
+    Reason,
+)
 from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD
 from leukoscope.reports import release_tables
 from leukoscope.reports.formatting import of_100
@@ -43,6 +51,8 @@ FOREIGN_SENTENCE = (
 # From this probability on, the text says "Looks like" rather than "Probably".
 FIRM = 0.9
 _IN_FULL = {"ALL": "a blast of acute lymphoblastic leukaemia", "HEM": "a normal cell, a B-cell precursor"}
+_BRIEF_NOUNS = {"ALL": "a blast"}
+_BRIEF_ADJECTIVES = {"HEM": "normal"}
 _ROWS = ("upper", "middle", "lower")
 _COLUMNS = ("left", "centre", "right")
 SYNTHETIC = (
@@ -131,11 +141,28 @@ def decision_text(decision: Decision, probabilities: Mapping[str, float], metric
     return DecisionText(short, f"The model {verb} {named(name)}: {share}.", reasons)
 
 
+def brief_reason(reason: Reason, most_probable: str) -> str:
+    """A reason as it stands beside its picture: names the most probable class, and leaves out the limit of a map."""
+    if reason.code == "low_confidence":
+        return reason.fill(most_probable + " has {value:.0%}; the model gives a class from {limit:.0%}.")
+    if reason.code == "explanation_off_cell":
+        return reason.fill("Only {value:.0%} of its map lies on the cell.")
+    return reason.text
+
+
 def class_words(share: float) -> str:
     """The words before a class of this probability; they follow the whole percentage that is shown beside them."""
     if round(100 * share) >= round(100 * FIRM):
         return "Looks like"
     return "Probably"
+
+
+def brief_class_text(label: str, share: float) -> str:
+    """A class of this probability in the fewest words, for the line of another model."""
+    words = class_words(share)
+    if label in _BRIEF_ADJECTIVES:
+        return f"{words.removesuffix(' like')} {_BRIEF_ADJECTIVES[label]}"
+    return f"{words} {_BRIEF_NOUNS.get(label, one(label))}"
 
 
 def one(label: str) -> str:

@@ -207,13 +207,9 @@ class Row:
         elif self.refused:
             lines.append(text.foreign_text(self.known.decision))
         else:
-            because = self.decision_text().because
             likely = self.known.most_probable
-            because = because.replace("Its most probable class has", f"{likely} has")
-            off_cell = self.off_cell
-            if off_cell is not None and off_cell.value is not None:
-                because = because.replace(off_cell.text, f"Only {percent(off_cell.value)} of its map lies on the cell.")
-            lines.append(because)
+            reasons = [text.brief_reason(reason, likely) for reason in self.known.decision.reasons]
+            lines.append(" ".join([*reasons, *self._map_cautions()]))
         return [line for line in lines if line]
 
     @property
@@ -255,14 +251,20 @@ class Row:
         Where it cites a map, it also says whether the model's maps failed their checks.
         """
         decision = text.decision_text(self.known.decision, self.known.probabilities, self.metrics)
+        because = " ".join([decision.because, *self._map_cautions()]).strip()
+        return replace(decision, because=because)
+
+    def _map_cautions(self) -> list[str]:
+        """What its map says against the answer beyond the reasons, and whether the model's maps failed their checks."""
+        cautions = []
         maps_failed = self.off_cell is not None and MapCheck.from_metrics(self.metrics).passed is False
         caution = self._caution_of_nuclei()
         if caution:
-            decision = replace(decision, because=f"{decision.because} {caution}".strip())
+            cautions.append(caution)
             maps_failed = maps_failed or self.known.map_check.passed is False
         if maps_failed:
-            decision = replace(decision, because=f"{decision.because} {text.MAPS_FAILED}")
-        return decision
+            cautions.append(text.MAPS_FAILED)
+        return cautions
 
     def _caution_of_nuclei(self) -> str:
         """That the map of a smear lies on its nuclei less than an indifferent one; "" where it does not."""

@@ -195,7 +195,7 @@ def model_line(row: Row, opened: Row | None = None) -> dict[str, Any]:
     called = row.called()
     return {
         "model": row.model,
-        "words": decision.short.replace("leukaemic ", "").replace("like a normal cell", "normal"),
+        "words": text.brief_class_text(called, row.known.probabilities[called]),
         "bar": [(row.known.probabilities[called], class_colour(row, called))],
         "share": percent(row.known.probabilities[called]),
     }
