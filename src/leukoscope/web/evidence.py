@@ -155,9 +155,9 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     worst_change = text.worst_change_text(metrics)
     measured = {
         "cross-validation": bool(trust_rows[1].meters),
-        "lamp or lens": worst_change != _NOT_MEASURED,
+        "small changes": worst_change != _NOT_MEASURED,
         "maps": maps != _MAPS[None],
-        "healthy cells": maps == _MAPS[None] and healthy != "–",  # else they stand beside the maps
+        "healthy donors’ cells": maps == _MAPS[None] and healthy != "–",  # else they stand beside the maps
     }
     return {
         "model": name,
