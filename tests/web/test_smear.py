@@ -8,6 +8,7 @@ from dataclasses import replace
 from html import unescape
 from io import BytesIO, StringIO
 from pathlib import Path
+from typing import Any
 
 import gradio
 import numpy as np
@@ -17,6 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 from scipy.ndimage import distance_transform_edt
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
+from leukoscope.data.smear import Scale
 from leukoscope.inference.prediction import Decision
 from leukoscope.inference.smear import colour_place
 from leukoscope.reports.text import outcome_text, percent
@@ -25,6 +27,7 @@ from leukoscope.web.app import Endpoints
 from leukoscope.web.drawing import colour
 from leukoscope.web.export import save_smear
 from leukoscope.web.model_cache import ModelCache
+from leukoscope.web.saved_picture import _Sheet
 from leukoscope.web.smear import RIM, Smear, example_smear, open_cell, painted_rim, read_smear, with_painted_rim
 from leukoscope.web.smear_page import smear_answer, smear_picture, verdict
 from leukoscope.web.upload import FIELD_LIMIT
@@ -209,9 +212,33 @@ def test_a_smear_without_a_whole_cell_is_refused_and_nothing_is_said_of_an_answe
         assert f'<span class="lk-dot" style="--c:var(--lk-none)"></span>{said}</h2>' in page
         assert f"<li>{reason}" in page and "What helps" in page
         assert "lk-trust" not in page and "calibration" not in page and "0 whole" not in page
-        assert "µm per pixel" not in page and "no scale" in smear_picture(smear)
+        assert "or the scale of this one (“change” on the picture)" in page
         given = replace(smear, reading=replace(smear.reading, smear=reading.smear))
-        assert "as given" in smear_picture(given), "what the visitor said is not taken back"
+        assert "or the scale of this one" not in unescape(smear_answer(given)), "what was given is not asked for"
+    assert "the right scale, or 0" in smear_answer(given), "a wrong scale hides cells"
+
+
+def test_page_table_and_saved_picture_have_one_scale(result: Smear, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    draw_text = _Sheet.text
+
+    def noted(sheet: _Sheet, sentence: str, *style: Any, **options: Any) -> None:
+        drawn.append(sentence)
+        draw_text(sheet, sentence, *style, **options)
+
+    monkeypatch.setattr(_Sheet, "text", noted)
+    reading = result.reading
+    first = replace(reading.cells[0], prediction=None)
+    only_cut = replace(reading, cells=(first,))
+    for scale, words in ((Scale(0.0781, "given"), "as given"), (Scale(0.0781, "red cells"), "from its red cells")):
+        found = replace(reading.smear, scale=scale)
+        smear = replace(result, reading=replace(only_cut, smear=found))
+        assert f"0.078 µm per pixel, {words}" in smear_picture(smear)
+        (row,) = csv.DictReader(StringIO(save_smear("csv", smear).content.decode()))
+        assert (row["um_per_pixel"], row["scale_from"]) == ("0.0781", scale.source)
+        drawn.clear()
+        save_smear("png", smear)
+        assert f"0.078 µm per pixel, {words}." in drawn[-1]
 
 
 def test_the_plasma_at_the_edge_of_a_cut_out_is_shown_in_the_colours_of_the_cell(result: Smear) -> None:

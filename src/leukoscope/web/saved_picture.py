@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.registry import cells_of
-from leukoscope.data.smear import IMPLAUSIBLE_SCALE
+from leukoscope.data.smear import IMPLAUSIBLE_SCALE, PASSED_OVER
 from leukoscope.inference.gradcam import map_colours
 from leukoscope.inference.prediction import REFUSED
 from leukoscope.inference.smear import AT_EDGE, CLASS_COLOURS, colour_place, drawing_font
@@ -88,7 +88,7 @@ def smear_image(smear: Smear) -> Image.Image:
         sheet.recalls(trust.trust_rows(smear.metrics), reading.labels)
     sheet.rule()
     for note in reading.smear.notes:
-        if not note.endswith(IMPLAUSIBLE_SCALE):  # said above
+        if not note.endswith((IMPLAUSIBLE_SCALE, PASSED_OVER)):  # said above
             sheet.text(note, QUIET)
     sheet.text(f"{reading.source}: {scale_text(smear)}. {text.about_model(reading.model, reading.revision)}.", QUIET)
     return sheet.finished()

@@ -17,7 +17,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from leukoscope import DataError, ReleaseError, synthetic
 from leukoscope.data.images import foreground
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
-from leukoscope.data.smear import Scale, cut_out
+from leukoscope.data.smear import cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.smear import SmearReading
 from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH
@@ -78,17 +78,9 @@ def read_smear(models: ModelCache, picture: Picture, name: str | None) -> Smear:
     return Smear(picture, replace(reading, model=str(name)), predictor.release.metrics)
 
 
-def known_scale(smear: Smear) -> Scale | None:
-    """The smear's scale; one that was measured is not relied on without a whole cell."""
-    scale = smear.reading.smear.scale
-    if scale is not None and scale.source != "given" and not smear.whole:
-        return None
-    return scale
-
-
 def scale_text(smear: Smear) -> str:
     """The smear's scale and where it comes from; "no scale" where none is known."""
-    scale = known_scale(smear)
+    scale = smear.reading.smear.scale
     if scale is None:
         return "no scale"
     source = "set by you" if smear.picture.scale_set else _SCALES[scale.source]

@@ -17,7 +17,7 @@ from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent
 from leukoscope.web.answer import Row
 from leukoscope.web.drawing import NO_ADDRESS, UNLIKE_TRAINING, Address, colour, embedded, form, outcome_counts, render
-from leukoscope.web.smear import Smear, known_scale, scale_text, with_painted_rim
+from leukoscope.web.smear import Smear, scale_text, with_painted_rim
 from leukoscope.web.smear_flags import place_flags
 from leukoscope.web.stage import model_line
 
@@ -107,7 +107,7 @@ def smear_picture(smear: Smear) -> Markup:
     # Where a cell lies along the upper edge, name and scale stand above the picture.
     has_bar = any(box["top"] < CAPTION_SHARE for box in boxes)
     _add_flags(boxes, width / height, crowded=crowded, top=0.0 if has_bar else CAPTION_SHARE)
-    scale = known_scale(smear)
+    scale = reading.smear.scale
     um_per_pixel = ""
     if scale:
         um_per_pixel = f"{scale.um_per_pixel:.3g}"
@@ -286,10 +286,21 @@ def _without_whole_cell(smear: Smear, others: Sequence[str], address: Address) -
         labels=reading.labels,
         verdict=verdict(smear),
         reason=" ".join([reason, *_passed_over(smear)]),
-        help="Give a stained smear with whole white cells, or its scale (“change” on the picture).",
+        help=_help_without_whole_cell(smear),
         others=others,
         address=address,
     )
+
+
+def _help_without_whole_cell(smear: Smear) -> str:
+    """What to do about a smear without a whole white cell."""
+    scale = smear.reading.smear.scale
+    needed = "Give a stained smear with whole white cells"
+    if scale is None or scale.source != "given":
+        return f"{needed}, or the scale of this one (“change” on the picture)."
+    if smear.reading.cells:
+        return f"{needed}."
+    return f"{needed}, or the right scale, or 0, for which it is measured (“change” on the picture)."
 
 
 def summary(smear: Smear) -> str:
