@@ -10,18 +10,20 @@ from html import unescape
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 from huggingface_hub import constants
-from PIL import Image
+from PIL import Image, ImageColor, ImageDraw
 from PIL.PngImagePlugin import PngImageFile
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, Decision, HeatMap, Reason
-from leukoscope.inference.smear import TRANSPARENT
+from leukoscope.inference.smear import CLASS_COLOURS, TRANSPARENT
+from leukoscope.reports import trust
 from leukoscope.reports.text import MAP_CAVEAT, MAP_CAVEATS
 from leukoscope.reports.trust import trust_rows
 from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEAR_PITCH, EXAMPLE_SMEARS, draw_cell
@@ -485,6 +487,28 @@ def test_a_saved_result_holds_the_bars_and_the_colour_scale(cell: Row, refused: 
     below = drawn[545:600, SHEET_WIDTH // 2 :].astype(int)
     assert (abs(below - (252, 255, 164)).sum(axis=2) < 6).any()
     assert not (np.asarray(row_image(refused, "ALL")) == (0xD5, 0x5E, 0x00)).all(axis=2).any()
+
+
+def test_a_saved_cell_without_a_class_has_dots_as_grey_as_its_bar_and_its_limit_in_words(
+    models: ModelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsure = ask(example(6), models, "cnmc")
+    limit = stage.limit_on_bar(unsure)
+    assert limit is not None and limit.words == "HEM from 72\u00a0%"
+    assert limit.words in unescape(stage.cell_answer(Answer(unsure.picture, (unsure,)), 0))
+    written = []
+    write = ImageDraw.ImageDraw.text
+
+    def note_and_write(pen: ImageDraw.ImageDraw, at: tuple[float, float], words: str, *rest: Any, **more: Any) -> None:
+        written.append(words)
+        write(pen, at, words, *rest, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note_and_write)
+    monkeypatch.setattr(trust, "trust_rows", lambda _metrics: ())  # their meters have the colours of the classes
+    below_the_stage = np.asarray(row_image(unsure, "HEM"))[650:]
+    assert limit.words in written, "the picture says what the page says"
+    for class_colour in CLASS_COLOURS[:2]:
+        assert not (below_the_stage == ImageColor.getrgb(class_colour)).all(axis=2).any()
 
 
 def test_a_model_without_maps_shows_the_cell_and_says_so(vit_release: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from leukoscope.reports.text import percent
 from leukoscope.web import smear_page
 from leukoscope.web.answer import Row
 from leukoscope.web.smear import Smear, scale_text
-from leukoscope.web.stage import limit_on_bar
+from leukoscope.web.stage import Limit, limit_on_bar
 from leukoscope.web.views import closer, enlarged
 
 # The page's light colours, and its sizes doubled, in pixels.
@@ -215,23 +215,24 @@ class _Sheet:
             self.top += LINE
         self.top += 10 + GAP / 2
 
-    def shares(self, row: Row, limit: float | None) -> None:
+    def shares(self, row: Row, limit: Limit | None) -> None:
         """One bar of all classes, and each with its probability below it.
 
-        Of a cell that gets none, in grey, with the limit (0–100) from which on there is one.
+        Of a cell that gets none, in grey, with the limit from which on there is one.
         """
         labels = list(row.known.probabilities)
+        colours = {label: _colour(label, labels) for label in labels}
+        if limit is not None:
+            colours = dict.fromkeys(labels, RULE) | {row.known.most_probable: NO_CLASS}
+            self.limit_words(limit)
         left = float(MARGIN)
         for label in labels:
             right = left + row.known.probabilities[label] * (SHEET_WIDTH - 2 * MARGIN)
             if right - left >= 1:
-                ink = _colour(label, labels)
-                if limit is not None:
-                    ink = NO_CLASS if label == row.known.most_probable else RULE
-                self.pen.rectangle((left, self.top, right - 1, self.top + BAR), ink)
+                self.pen.rectangle((left, self.top, right - 1, self.top + BAR), colours[label])
             left = right
         if limit is not None:
-            at = MARGIN + limit / 100 * (SHEET_WIDTH - 2 * MARGIN)
+            at = _on_bar(limit)
             self.pen.line((at, self.top - 8, at, self.top + BAR + 8), INK, 4)
         self.top += BAR + 10
         places = len(labels)
@@ -243,9 +244,15 @@ class _Sheet:
             if place and places == 2:  # at the ends of the bar
                 at = SHEET_WIDTH - MARGIN - 20 - _font(TEXT).getlength(words)
             middle = self.top + LINE / 2
-            self.pen.ellipse((at, middle - 6, at + 12, middle + 6), _colour(label, labels))
-            self.pen.text((at + 20, self.top), words, INK, _font(TEXT))
+            self.pen.ellipse((at, middle - 6, at + 12, middle + 6), colours[label])
+            self.pen.text((at + 20, middle), words, INK, _font(TEXT), anchor="lm")
         self.top += LINE + GAP / 2
+
+    def limit_words(self, limit: Limit) -> None:
+        """A limit in words above its line, over the side of the more probable class."""
+        anchor = "ra" if limit.at > 50 else "la"
+        self.pen.text((_on_bar(limit), self.top), limit.words, QUIET, _font(TEXT), anchor=anchor)
+        self.top += LINE + 8
 
     def counts(self, smear: Smear) -> None:
         """One bar of all whole cells, and below it how many have each outcome."""
@@ -319,6 +326,11 @@ class _Sheet:
         middle = self.top + LINE
         self.pen.text((SHEET_WIDTH / 2, middle), RESEARCH_NOTICE, WARNING, _font(TEXT, bold=True), anchor="mm")
         return self.image.crop((0, 0, SHEET_WIDTH, round(self.top + 2 * LINE)))
+
+
+def _on_bar(limit: Limit) -> float:
+    """Where a limit lies on the bar of two shares, in pixels."""
+    return MARGIN + limit.at / 100 * (SHEET_WIDTH - 2 * MARGIN)
 
 
 def _wrapped(sentence: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:

@@ -256,14 +256,22 @@ def _colour_on_bar(row: Row, label: str) -> str:
     return "var(--lk-none)" if label == row.known.most_probable else "var(--lk-line)"
 
 
-def limit_on_bar(row: Row) -> float | None:
-    """Where on the bar of two shares, 0–100, the more probable class would get the verdict; None but for "not sure"."""
+@dataclass(frozen=True)
+class Limit:
+    """From where on the more probable of two classes would get the verdict: on their bar, 0–100, and in words."""
+
+    at: float
+    words: str
+
+
+def limit_on_bar(row: Row) -> Limit | None:
+    """The limit that a cell which is "not sure" missed; None for any other."""
     limit = row.thresholds.abstain_below
     labels = list(row.known.probabilities)
     if limit is None or row.known.outcome != ABSTAIN or len(labels) != 2:
         return None
     is_first = row.known.most_probable == labels[0]
-    return 100 * (limit if is_first else 1 - limit)
+    return Limit(100 * (limit if is_first else 1 - limit), f"{row.known.most_probable} from {percent(limit)}")
 
 
 def _distance_bars(distances: Mapping[str, float]) -> list[dict[str, Any]]:
