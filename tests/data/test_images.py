@@ -28,6 +28,7 @@ from leukoscope.data.images import (
     foreground,
     from_array,
     is_cut_out,
+    is_dark,
     open_bytes,
     open_image,
     open_smear,
@@ -605,3 +606,19 @@ def test_half_transparent_pixels_are_mixed_and_opaque_pictures_are_not_touched(t
     Image.new("RGBA", (16, 16), (200, 100, 0, 255)).save(tmp_path / "opaque.png")
     opaque = open_image(tmp_path / "opaque.png", ground=(1, 2, 3))
     assert opaque.getpixel((3, 3)) == (200, 100, 0) and FILLED_WITH not in opaque.info
+
+
+@pytest.mark.parametrize(
+    ("pale", "dark"),
+    [
+        (None, True),
+        ((139, 60, 174), False),  # of a lymphocyte with pale cytoplasm: its violet would be cut off at 255
+        ((100, 60, 109), True),
+    ],
+)
+def test_a_cell_is_dark_where_brighter_it_keeps_its_colours(pale: tuple[int, int, int] | None, dark: bool) -> None:
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[20:80, 20:80] = (60, 25, 75)
+    if pale is not None:
+        pixels[20:30, 20:80] = pale
+    assert is_dark(Image.fromarray(pixels), on_black=True) == dark

@@ -141,8 +141,12 @@ def test_half_of_a_map_is_placed() -> None:
     heat = np.zeros((4, 4), np.float32)
     heat[0, 3] = 1
     assert map_text(heat, "Pro") == (
-        "Half of the map for Pro lies in 6\u00a0% of what the model saw, around its upper right."
+        "Half of the map for Pro lies in 6\u00a0% of what the model saw; it is strongest at the upper right."
     )
+    rim = np.zeros((9, 9), np.float32)
+    rim[[0, 8], :] = 1
+    rim[0, 4] = 2
+    assert "strongest at the upper centre" in map_text(rim, "ALL"), "its centre of mass lies where it is empty"
     assert "The map for ALL is empty: nothing" in map_text(np.zeros((3, 3)), "ALL")
 
 
@@ -221,11 +225,12 @@ def test_a_class_is_told_by_the_percentage_that_stands_beside_it() -> None:
 def test_a_refused_picture_is_told_how_far_it_is_from_the_training_cells() -> None:
     far = Decision("out of distribution", (Reason("ood_texture", 12.34, 1.0),))
     assert foreign_text(far).startswith(
-        "Its texture is unlike that of the training cells. As a whole, the picture is 12 times as far"
+        "Its texture is unlike that of the training cells. The whole picture's distance"
     )
+    assert "is 12 times the limit" in foreign_text(far)
     assert "OOD score" not in foreign_text(far)
     near = Decision("out of distribution", (Reason("ood_texture", 1.04, 1.0),))
-    assert " 1.04 times as far" in foreign_text(near)
+    assert " 1.04 times the limit" in foreign_text(near)
 
 
 def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:

@@ -291,7 +291,7 @@ def test_a_refused_picture_says_what_sets_it_apart_and_not_how_many_blasts_are_r
     page = unescape(stage.cell_answer(Answer(foreign, (row,)), 0))
     assert row.distances is not None and list(row.distances) == ["colour", "texture", "shape"]
     assert all(f"{distance:.1f} ×" in page for distance in row.distances.values())
-    assert "times as far from them as 98 of 100" in page and "OOD score" not in page and "What helps" in page
+    assert "times the limit; 98 of 100 cells" in page and "OOD score" not in page and "What helps" in page
     assert "How far to trust it" not in page
     picture = stage.cell_picture(row, forms={})
     assert "lk-map" not in picture and "data-act" not in picture
@@ -345,8 +345,30 @@ def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache
 
 def test_spots_stained_darker_are_no_nucleus(cell: Row, models: ModelCache) -> None:
     spotted = Picture.opened(Image.fromarray(draw_cell("ALL", subject=5, cell=1, seed=1).image), "spotted")
-    assert spotted.parts == {}
-    assert covered(replace(cell, picture=spotted), models) == {}
+    assert list(spotted.parts) == ["outside"]
+    assert list(covered(replace(cell, picture=spotted), models)) == ["outside"]
+
+
+_NUCLEUS = (66, 26, 78)
+_CYTOPLASM = (88, 54, 104)
+
+
+def _cell_of_discs(*discs: tuple[int, int, int, tuple[int, int, int]]) -> Picture:
+    """A cell on black whose discs (x, y, radius, colour) lie over each other."""
+    down, across = np.indices((450, 450))
+    pixels = np.zeros((450, 450, 3), np.uint8)
+    for x, y, radius, colour in discs:
+        pixels[np.hypot(across - x, down - y) < radius] = colour
+    return Picture.opened(Image.fromarray(pixels), "discs")
+
+
+def test_a_nucleus_is_round_and_leaves_cytoplasm() -> None:
+    cell = (225, 225, 110, _CYTOPLASM)
+    eccentric = _cell_of_discs(cell, (225, 240, 85, _NUCLEUS))
+    assert list(eccentric.parts) == ["nucleus", "cytoplasm", "outside"]
+    crescent = _cell_of_discs(cell, (225, 225, 90, _NUCLEUS), (260, 225, 60, _CYTOPLASM))
+    assert list(crescent.parts) == ["outside"], "darker chromatin with a deep bay"
+    assert list(_cell_of_discs(cell).parts) == ["outside"], "all of it is alike"
 
 
 def test_a_borderline_answer_says_under_which_changes_it_is_another(cell: Row, models: ModelCache) -> None:

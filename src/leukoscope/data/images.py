@@ -363,15 +363,16 @@ def is_cut_out(image: Image.Image) -> bool:
 def is_dark(image: Image.Image, *, on_black: bool | None = None) -> bool:
     """Whether an RGB picture shows a cell on black that is dark enough to be shown `SHOWN_BRIGHTER` times as bright.
 
-    95 % of the cell then stay below white, so that pale cytoplasm is not shown as a white area. `on_black` is what
-    `is_cut_out` says of the picture, where that is known.
+    95 % of the cell then keep their colour, none of whose channels is cut off: pale cytoplasm is not shown as a white
+    area. `on_black` is what `is_cut_out` says of the picture, where that is known.
     """
     if on_black is None:
         on_black = is_cut_out(image)
     if not on_black:
         return False
-    luminance = np.asarray(image.convert("L"))[foreground(np.asarray(image))]
-    return float(np.percentile(luminance, 95)) * SHOWN_BRIGHTER <= 255
+    pixels = np.asarray(image)
+    brightest_channel = pixels[foreground(pixels)].max(axis=1)
+    return float(np.percentile(brightest_channel, 95)) * SHOWN_BRIGHTER <= 255
 
 
 def from_array(array: np.ndarray, name: str = "array") -> Image.Image:

@@ -45,8 +45,8 @@ FOREIGN_VERDICT = "No class: unlike the cells it knows"
 NO_CELL_VERDICT = "No class: no cell cut out on black"
 NOTHING_FOUND = "No white blood cell found"
 FOREIGN_SENTENCE = (
-    "Its {part} is unlike that of the training cells. As a whole, the picture is {times} times as far from them as 98 "
-    "of 100 of their own kind. Another stain, microscope or kind of cell does that."
+    "Its {part} is unlike that of the training cells. The whole picture's distance from them is {times} times the "
+    "limit; 98 of 100 cells of their kind stay below it. Another stain, microscope or kind of cell does that."
 )
 # From this probability on, the text says "Looks like" rather than "Probably".
 FIRM = 0.9
@@ -358,16 +358,19 @@ def map_text(heat: np.ndarray, label: str) -> str:
     """The text equivalent of a class's map: how concentrated it is, and where."""
     if float(heat.sum()) <= 0:
         return f"The map for {label} is empty: nothing that the model saw speaks for it."
-    # How small a part of the view holds half of the map, and where its centre lies.
+    # How small a part of the view holds half of the map, and in which ninth of the view it is strongest.
     sums = np.sort(heat.ravel())[::-1].cumsum() / heat.sum()
     half = (int(np.searchsorted(sums, 0.5)) + 1) / heat.size
-    y, x = ((np.indices(heat.shape) * heat).sum(axis=(1, 2)) / heat.sum() + 0.5) / heat.shape
-    row = _ROWS[min(2, int(y * 3))]
-    column = _COLUMNS[min(2, int(x * 3))]
-    place = f"{row} {column}"
+    strengths = {
+        f"{row} {column}": float(ninth.mean())
+        for row, band in zip(_ROWS, np.array_split(heat, 3, axis=0), strict=True)
+        for column, ninth in zip(_COLUMNS, np.array_split(band, 3, axis=1), strict=True)
+        if ninth.size
+    }
+    place = max(strengths, key=strengths.__getitem__)
     if place == "middle centre":
         place = "centre"
-    return f"Half of the map for {label} lies in {percent(half)} of what the model saw, around its {place}."
+    return f"Half of the map for {label} lies in {percent(half)} of what the model saw; it is strongest at the {place}."
 
 
 def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None = None) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.ndimage import binary_fill_holes
 from scipy.ndimage import label as label_pieces
 from skimage.filters import gaussian, threshold_otsu
+from skimage.measure import regionprops
 
 from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
 from leukoscope.data.images import UnreadableImage, foreground, is_cut_out, is_dark, to_rgb
@@ -36,8 +37,12 @@ from leukoscope.web.model_cache import ModelCache
 CELL_SIDE = 640
 OPACITY = 0.55
 LEAST_CELL = 0.002  # share of a picture on black that a cell covers at least
-# Share of a nucleus on black that its largest piece has at least; else it is no nucleus, but darker spots in one.
-LEAST_OF_NUCLEUS = 0.9
+# What is stained darker in a cell on black is a nucleus where most of it is one piece without deep bays, and where it
+# leaves some cytoplasm; else it is darker chromatin within a nucleus.
+LEAST_OF_NUCLEUS = 0.9  # share of the darker pixels that the largest piece has at least
+LEAST_SOLIDITY = 0.94  # area of the piece over that of its convex hull, at least
+LEAST_CYTOPLASM = 0.03  # share of the cell, at least
+LEAST_DIFFERENCE = 1e-3  # between the least and the most stained place: below it, all of the cell is alike
 HUB_SECONDS = 4  # until it is said that the Hub cannot be reached
 
 
@@ -86,19 +91,20 @@ class Picture:
         return {name: part for name, part in parts.items() if part.any()}
 
     def _parts_on_black(self) -> dict[str, np.ndarray]:
-        """The parts of a cell cut out on black; {} where what is stained darker lies in several places."""
+        """The parts of a cell cut out on black; only what is outside where no nucleus is told apart."""
         pixels = np.asarray(self.image)
         cell = foreground(pixels)
         stain = Stain(np.full(3, 255.0))  # a cell alone has no plasma: white stands for it
         blur = max(pixels.shape) / 32  # over the cell alone: its edge is no paler than its middle
         stained = gaussian(stain.nuclear(pixels) * cell, blur)
         level = stained / np.maximum(gaussian(cell.astype(float), blur), 1e-6)
+        if not cell.any() or np.ptp(level[cell]) < LEAST_DIFFERENCE:
+            return {"outside": ~cell}
         nucleus = cell & binary_fill_holes(cell & (level > threshold_otsu(level[cell])))
-        pieces, _ = label_pieces(nucleus)
-        largest = np.bincount(pieces[nucleus]).max(initial=0)
-        if largest < LEAST_OF_NUCLEUS * nucleus.sum():
-            return {}
-        return {"nucleus": nucleus, "cytoplasm": cell & ~nucleus, "outside": ~cell}
+        cytoplasm = cell & ~nucleus
+        if cytoplasm.sum() < LEAST_CYTOPLASM * cell.sum() or not _is_one_round_piece(nucleus):
+            return {"outside": ~cell}
+        return {"nucleus": nucleus, "cytoplasm": cytoplasm, "outside": ~cell}
 
     def _parts_of_smear(self) -> dict[str, np.ndarray]:
         """The nuclei of a smear and what lies outside them; {} where nothing is stained as a nucleus."""
@@ -110,6 +116,13 @@ class Picture:
         if not nucleus.any():
             return {}
         return {"nucleus": nucleus, "outside": ~nucleus}
+
+
+def _is_one_round_piece(area: np.ndarray) -> bool:
+    """Whether (H, W) bool is mostly one piece without deep bays."""
+    pieces = regionprops(label_pieces(area)[0])
+    largest = max(pieces, key=lambda piece: piece.area)
+    return largest.area >= LEAST_OF_NUCLEUS * area.sum() and largest.solidity >= LEAST_SOLIDITY
 
 
 def holds_no_cell(image: Image.Image, *, on_black: bool) -> bool:
@@ -362,6 +375,7 @@ class Answer:
     rows: tuple[Row, ...] = ()  # one a model, the best model first
     waiting: tuple[str, ...] = ()  # models that have not answered yet, the next one first
     chosen: str = ""  # the model that the visitor opened last
+    is_switched: bool = False  # whether the visitor opened it for this picture
 
     @property
     def complete(self) -> bool:

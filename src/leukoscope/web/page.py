@@ -591,7 +591,7 @@ class Page:
             raise LeukoscopeError(NOT_KEPT)
         scene = visit.recent[number]
         if isinstance(scene.content, Answer):
-            answer = replace(scene.content, chosen=visit.chosen)
+            answer = replace(scene.content, chosen=visit.chosen, is_switched=False)
             scene = replace(scene, content=answer, opened=answer.best)
         if isinstance(scene.content, Smear):
             yield from self._opened_smear(scene, scene.content)
@@ -606,7 +606,8 @@ class Page:
         if number >= len(answer.rows):
             return
         visit.chosen = answer.rows[number].model
-        opened = replace(visit.scene, content=replace(answer, chosen=visit.chosen)).open_row(number)
+        switched = replace(answer, chosen=visit.chosen, is_switched=True)
+        opened = replace(visit.scene, content=switched).open_row(number)
         yield Update(replace(opened, view=visit.scene.view))
 
     def open_cell(self, visit: Visit, number: int) -> Iterator[Update]:

@@ -201,7 +201,7 @@ def _draw_covered(shown: Shown) -> Markup:
         answered = _answered(form.known.decision, form.known.probabilities, called)
         forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, answered, _COVERED[part]))
     sentence = ""
-    if not forms:
+    if "nucleus" not in forms:
         sentence = "No nucleus is told apart in this picture."
     elif all(form.refused for form in forms.values()):
         sentence = "With any part covered, it is unlike the training cells and gets no class."
