@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -671,6 +672,28 @@ def test_a_cell_of_a_smear_is_read_by_another_model(page: Page) -> None:
         assert visit.scene.cell == 2 and ">Cell 3</span>" in text and f'data-act="read:{before}"' in text
     shown(page, click(page, visit, "back"))
     assert isinstance(visit.scene.content, Smear) and visit.scene.model == "one"
+
+
+def test_a_map_that_failed_leads_to_a_model_that_has_not_read_the_smear_and_whose_maps_passed(
+    tiny_release: Path, tmp_path: Path
+) -> None:
+    releases = {}
+    for name, passed in (("failed", False), ("passed", True)):
+        releases[name] = tmp_path / name
+        shutil.copytree(tiny_release, releases[name])
+        metrics = json.loads((tiny_release / "metrics.json").read_text())
+        (releases[name] / "metrics.json").write_text(json.dumps(metrics | {"heat_maps": {"passed": passed}}))
+    page, visit = page_of(ModelCache(releases)), Visit()
+    for act in ("smear", "cell:2"):
+        list(click(page, visit, act))
+    text = shown(page, click(page, visit, "view:map"))
+    assert "this model's maps failed our checks" in text
+    assert 'data-act="read:passed">passed\'s passed</button>' in text
+    text = shown(page, click(page, visit, "read:passed"))
+    assert visit.scene.model == "passed" and visit.scene.cell == 2
+    assert "Map for" in text and "passed's passed" not in text
+    list(click(page, visit, "read:failed"))
+    assert visit.scene.view == "map", "the view stays"
 
 
 def test_the_answer_to_a_whole_smear_offers_the_models_of_its_cells_and_its_cells_none_of_whole_pictures() -> None:

@@ -34,6 +34,7 @@ from leukoscope.models.hub_download import (
 )
 from leukoscope.models.map_check import EVIDENCE_METHOD
 from leukoscope.models.release import CONFIG_FILE, DEFAULT_RELEASE, WEIGHTS_FILE, folder_name, read_release
+from leukoscope.reports import trust
 from leukoscope.web.memory import give_back_freed_memory
 from leukoscope.web.work_queue import Question, Threads, WorkQueue, asking
 
@@ -213,6 +214,11 @@ class ModelCache:
         """Whether a model reads cells cut out on black, or pictures of a smear; None where that is not known yet."""
         release = self._known_release(choice)
         return release.takes_cut_outs if release else None
+
+    def maps_passed(self, choice: str) -> bool | None:
+        """Whether a model's maps passed their checks; None where they were not checked, or that is not known yet."""
+        release = self._known_release(choice)
+        return trust.maps_passed(release.metrics) if release else None
 
     def least_cells(self, choice: str) -> int | None:
         """How many cells of a person a model's answer needs; None where it gives none, or that is not known yet."""

@@ -299,6 +299,7 @@ class Page:
             forms=scene.forms,
             back=scene.back,
             rows=scene.content.rows,
+            reader=self._reader_with_maps(visit),
         )
 
     def _answer(self, visit: Visit) -> str:
@@ -353,6 +354,12 @@ class Page:
             names = self._readers(names)
         asked = {*(row.model for row in scene.content.rows), *scene.content.waiting}
         return [name for name in names if name not in asked]
+
+    def _reader_with_maps(self, visit: Visit) -> str:
+        """Of the models that have not read a smear's cell the first whose maps passed their checks; "" for none."""
+        if visit.scene.cell is None:
+            return ""
+        return next((name for name in self._smear_readers(visit) if self.models.maps_passed(name)), "")
 
     def _others_for_batch(self, visit: Visit, result: BatchResult) -> list[str]:
         """The other models that know the pictures of a batch."""
@@ -697,7 +704,7 @@ class Page:
             read = Scene(reading, source=scene.source)
             if scene.cell is not None:
                 cell = open_cell(reading, scene.cell)
-                read = Scene(cell, opened=0, behind=reading, cell=scene.cell, source=scene.source)
+                read = Scene(cell, opened=0, behind=reading, cell=scene.cell, source=scene.source, view=scene.view)
             yield Update(read)
             return
         # It reads the whole picture; the smear stays behind it, with its cells and its table.

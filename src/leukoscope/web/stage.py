@@ -108,6 +108,7 @@ def cell_picture(
     forms: Mapping[str, Row] | None,
     back: str = "",
     rows: Sequence[Row] = (),
+    reader: str = "",
 ) -> Markup:
     """The left of the stage: the cell, its orientations, its covered parts, or its map.
 
@@ -118,6 +119,7 @@ def cell_picture(
         forms: what the model says of the cell without each part; None until it is computed.
         back: what the cell was opened from, in a word; "" for nothing.
         rows: what all models say of the cell, in the order of the answer.
+        reader: name of a model that has not read it yet and whose maps passed their checks; "" for none.
     """
     chosen = views.chosen_view(row, view)
     offered = views.offered(row)
@@ -127,7 +129,7 @@ def cell_picture(
         "picture.html",
         views=offered if len(offered) > 1 else (),
         view=chosen,
-        body=chosen.draw(views.Shown(row, label, forms, rows)),
+        body=chosen.draw(views.Shown(row, label, forms, rows, reader)),
         caption=row.picture.caption,
         name=name or row.picture.caption,
         dark=row.picture.is_dark and chosen.brightens,
