@@ -241,6 +241,36 @@ def test_the_row_of_an_opened_person_stays_in_sight_in_another_model_s_answer(vi
     assert abs(opened.bounding_box()["y"] - before["y"]) <= 1
 
 
+def test_how_far_to_trust_a_batch_with_two_caveats_is_in_sight_above_what_another_model_can_do(
+    visits: Callable[..., Any], tmp_path: Path
+) -> None:
+    """At 1280 × 720 the line on small changes lay below the buttons, and the other model's line was a riddle."""
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    for number, (person, label, cells) in enumerate(
+        (("11", "ALL", 56), ("H12", "HEM", 56), ("1", "ALL", 6), ("3", "ALL", 6))
+    ):
+        for cell in range(cells):
+            drawn = Image.fromarray(draw_cell(label, subject=number, cell=cell).image)
+            drawn.save(folder / f"UID_{person}_{cell + 1}_1_{label.lower()}.png")
+    shutil.make_archive(str(tmp_path / "people"), "zip", folder)
+    visit = visits(**LAPTOP)
+    page = visit.page
+    page.wait_for_function(ANSWERED)
+    page.evaluate("window.shifted = 0")
+    page.locator("#upload input[type=file]").first.set_input_files(str(tmp_path / "people.zip"))
+    page.locator("#answer .lk-model", has_text="124 cells of 4 people").wait_for()
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.shifted") <= 0.02
+    assert page.locator("#answer .lk-caveats li").count() == 2
+    changes = page.locator("#answer .lk-trust .lk-quiet").last.bounding_box()
+    acts = page.locator("#answer .lk-acts").bounding_box()
+    assert changes["y"] + changes["height"] + 10 <= acts["y"], "not faded out, either"
+    line = page.locator("#answer .lk-needs")
+    assert "efficientnet-b3-cnmc can answer about" in line.inner_text()
+    assert line.bounding_box()["height"] <= 24, "on one line"
+
+
 @pytest.mark.parametrize("window", [LAPTOP, PHONE], ids=["laptop", "phone"])
 def test_the_rows_of_many_people_end_with_a_whole_one_above_the_button_that_shows_all(
     visits: Callable[..., Any], tmp_path: Path, window: dict[str, Any]

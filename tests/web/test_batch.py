@@ -314,7 +314,7 @@ def test_people_without_an_answer_have_one_reason_that_is_said_once() -> None:
     assert "lk-trust" not in batch_answer(unlike), "how far to trust an answer, where there is none"
 
 
-def test_that_another_model_needs_fewer_cells_stands_on_its_button() -> None:
+def test_that_another_model_can_answer_about_more_people_stands_on_its_button() -> None:
     """Nobody had an answer of a model that needs 50 cells; that another one needs 5 was nowhere to be seen."""
     rule = {**SUBJECT_RULE, "least_cells": 3}
     few = replace(RESULT, metrics={**JUDGED, "subject_rule": rule})
@@ -325,21 +325,22 @@ def test_that_another_model_needs_fewer_cells_stands_on_its_button() -> None:
         page = batch_answer(result, others, readings, least_cells=least)
         return re.findall(r'<span class="lk-needs">([^<]+)</span>', page)
 
-    assert said(few) == ["other needs 2 cells: 2 of 2 people have them"]
+    assert said(few) == ["other can answer about all 2 people: 2 cells suffice"]
     assert said(few, [replace(few, model="leukoscope-other")]) == [], "its answers stand there"
     one = replace(few, rows=(*RESULT.rows[:3], row("d", "HEM", 0.1, "2", ood_score=9.0)))
-    assert said(one) == ["other needs 2 cells: 1 of 2 people has them"]
+    assert said(one) == ["other can answer about 1 of 2 people: 2 cells suffice"]
     assert said(replace(one, rows=one.rows[2:3])) == [], "one cell is too few for it, too"
-    assert said(replace(few, rows=few.rows[:2])) == ["other needs 2 cells: this person has them"]
+    assert said(replace(few, rows=few.rows[:2])) == ["other can answer about this person: 2 cells suffice"]
     more = [row(f"{n}", "", 0.99, "3") for n in range(3)]
     some = said(replace(few, rows=(*few.rows[:2], *more)))
-    assert some == ["other needs 2 cells: the person without one has them"]
+    assert some == ["other can answer about 1 more person: 2 cells suffice"]
     some = said(replace(few, rows=(*few.rows, *more)))
-    assert some == ["other needs 2 cells: 2 of 2 without one have them"]
+    assert some == ["other can answer about 2 more people: 2 cells suffice"]
     assert "lk-needs" not in batch_answer(few, others), "of which nothing is known"
-    assert 'title="leukoscope-other needs 2 cells: 2 of 2 people have them; read the 4 cells, too"' in batch_answer(
-        few, others, least_cells=least
-    )
+    title = "leukoscope-other can answer about all 2 people: 2 cells suffice; read the 4 cells, too"
+    assert f'title="{title}"' in batch_answer(few, others, least_cells=least)
+    (of_one_cell,) = re.findall(r'lk-needs">([^<]+)<', batch_answer(few, ["other"], least_cells={"other": 1}))
+    assert of_one_cell == "other can answer about all 2 people: 1 cell suffices"
 
 
 def test_the_models_say_how_many_cells_of_a_person_they_need() -> None:

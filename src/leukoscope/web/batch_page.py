@@ -556,7 +556,7 @@ def _other_model(
     """What another model predicted for the batch, beside what is shown; that it can read it, where it has not."""
     if reading is None:
         words = f"read the {_read_text(result)}, too"
-        needs = _needs_fewer_cells(result, least_cells)
+        needs = _answers_about_more(result, least_cells)
         if not needs:
             return {"model": name, "words": words, "needs": "", "title": f"{name}: {words}", "counts": []}
         # Both on one line.
@@ -567,8 +567,8 @@ def _other_model(
     return {"model": name, "words": words, "needs": "", "title": title, "counts": _counts(reading)}
 
 
-def _needs_fewer_cells(result: BatchResult, least_cells: int | None) -> str:
-    """That another model needs fewer cells of a person, and how many without an answer have them; "" for nobody."""
+def _answers_about_more(result: BatchResult, least_cells: int | None) -> str:
+    """That another model needs so few cells that it can answer about people without an answer; "" for nobody."""
     if least_cells is None:
         return ""
     without = [prediction for prediction in result.subject_predictions if prediction.outcome not in result.classes]
@@ -577,13 +577,16 @@ def _needs_fewer_cells(result: BatchResult, least_cells: int | None) -> str:
     enough = sum(prediction.used >= least_cells for prediction in too_few)
     if not enough:
         return ""
-    is_everyone_without = len(without) == len(result.subjects)
-    if len(without) == 1:
-        people = "this person has" if is_everyone_without else "the person without one has"
+    known = len(result.subjects)
+    if len(without) < known:
+        whom = f"{enough} more {'person' if enough == 1 else 'people'}"
+    elif known == 1:
+        whom = "this person"
     else:
-        whose = _people(len(without)) if is_everyone_without else f"{len(without)} without one"
-        people = f"{enough} of {whose} {'has' if enough == 1 else 'have'}"
-    return f"needs {_count_text(least_cells)}: {people} {'it' if least_cells == 1 else 'them'}"
+        share = f"all {known}" if enough == known else f"{enough} of {known}"
+        whom = f"{share} people"
+    suffices = "suffices" if least_cells == 1 else "suffice"
+    return f"can answer about {whom}: {_count_text(least_cells)} {suffices}"
 
 
 def _agreement(result: BatchResult, reading: BatchResult) -> str:
