@@ -1,16 +1,18 @@
-"""The three pictures of the demo in the README: `make screenshots` keeps them, else they are only taken."""
+"""The pictures of the demo in the README and of a link to it; `make screenshots` keeps them."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from leukoscope.web.link_preview import PREVIEW_PICTURE
 from served import APP, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
@@ -50,3 +52,18 @@ def test_the_pictures_of_the_readme(
     with Image.open(folder / f"{name}.png") as picture:
         assert picture.size == (WIDTH, HEIGHT)
         assert len(set(picture.convert("RGB").resize((128, 80)).getdata())) > 100, "an empty page"
+
+
+def test_the_picture_of_a_link(visits: Callable[..., Any], two_models: str, tmp_path: Path) -> None:
+    path = PREVIEW_PICTURE if os.environ.get("LEUKOSCOPE_SCREENSHOTS") else tmp_path / PREVIEW_PICTURE.name
+    visit = visits(address=two_models, viewport={"width": 1372, "height": 720})
+    visit.act("row:1")
+    visit.page.locator("#picture .lk-map").first.wait_for()
+    visit.page.mouse.move(0, 0)
+    visit.page.wait_for_timeout(800)  # it comes to rest
+    visit.page.wait_for_function("!document.querySelector('.lk-working')")
+    visit.page.evaluate("document.querySelector('#answer .lk-answer').scrollTop = 0")
+    with Image.open(BytesIO(visit.page.screenshot())) as page:
+        picture = page.convert("RGB").resize((1200, 630), Image.Resampling.LANCZOS)
+    assert len(set(picture.resize((128, 80)).getdata())) > 100, "an empty page"
+    picture.save(path, quality=85)

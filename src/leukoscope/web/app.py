@@ -27,7 +27,7 @@ from gradio.themes.utils.fonts import LocalFont
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Route
 
 from leukoscope import RESEARCH_NOTICE, ConfigError, LeukoscopeError, __version__
@@ -41,6 +41,7 @@ from leukoscope.web.batch_files import MAX_ZIP
 from leukoscope.web.content_policy import ContentPolicy
 from leukoscope.web.drawing import part, render
 from leukoscope.web.evidence import evidence
+from leukoscope.web.link_preview import PREVIEW_PATH, PREVIEW_PICTURE, LinkPreview
 from leukoscope.web.memory import limit_arenas
 from leukoscope.web.model_cache import BATCHES_AT_ONCE, ZERO_GPU, ModelCache, find_releases, listed_models
 from leukoscope.web.page import PAGE_EVENT, Page
@@ -256,12 +257,13 @@ def routes() -> list[Route]:
     """
     refused = {"deep_link": "GET", "process_recording": "POST"}
     closed = [Route(f"{API_PREFIX}/{name}", _refuse, methods=[method]) for name, method in refused.items()]
-    return [Route("/healthz", _healthz), *closed]
+    return [Route("/healthz", _healthz), Route(PREVIEW_PATH, _preview_picture), *closed]
 
 
 def app_options(demo: gr.Blocks) -> dict[str, Any]:
-    """What the server adds to Gradio's: its own routes, a header on every response, and checks of every request."""
-    return {"routes": routes(), "middleware": [Middleware(ContentPolicy), Middleware(RequestChecks, demo=demo)]}
+    """What the server adds to Gradio's: its own routes, headers and tags, and checks of every request."""
+    layers = [Middleware(ContentPolicy), Middleware(LinkPreview), Middleware(RequestChecks, demo=demo)]
+    return {"routes": routes(), "middleware": layers}
 
 
 def serve(releases: Path, hub_ids: Path, host: str, port: int) -> None:
@@ -396,6 +398,11 @@ def _delete_answers() -> None:
 async def _healthz(request: Request) -> JSONResponse:
     """Report that the server runs, whether or not a model is loaded yet, and without waiting for a thread."""
     return JSONResponse({"status": "ok", "version": __version__})
+
+
+async def _preview_picture(request: Request) -> FileResponse:
+    """The picture that another site shows of a link to the page."""
+    return FileResponse(PREVIEW_PICTURE)
 
 
 def _refuse(request: Request) -> JSONResponse:
