@@ -40,6 +40,16 @@ def test_colours_are_named_once_for_light_and_once_for_dark() -> None:
     assert names[1] <= names[0] and {"--lk-accent", "--lk-class-0", "--lk-none", "--lk-warn"} <= names[1]
 
 
+def test_a_refused_cell_has_one_form_in_a_bar_its_legend_and_the_head_of_a_plot() -> None:
+    """It was hatched in the bar, and a ring in the legend below it."""
+    one_rule = (
+        r":root \.lk-bar \.lk-unlike,\n"
+        r":root \.lk-ends \.lk-unlike::before,\n"
+        r":root \.lk-many b\.lk-unlike::before {\n  background: none;"
+    )
+    assert re.search(one_rule, STYLE)
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in WEB.glob("*.js")))
 def test_a_line_of_a_script_is_one_statement(script: str) -> None:
     for line in (WEB / script).read_text(encoding="utf-8").splitlines():
