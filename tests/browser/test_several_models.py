@@ -17,6 +17,7 @@ from served import APP, served
 pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
 ROOT = Path(__file__).parents[2]
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+TWO_LINES = "50 of 100 cells change class when blurred (σ 1 px), 15 when 10 % larger. Measured on 9 of these 41 people."
 LAPTOP = {"viewport": {"width": 1280, "height": 720}}
 ANSWERED = "!document.querySelector('.lk-working, .lk-wait, .pending')"
 
@@ -106,10 +107,15 @@ def test_how_far_to_trust_it_and_the_other_models_lie_above_the_buttons(
             visit.act(act)
             page.locator("#picture .lk-box").first.wait_for()
         page.wait_for_function(ANSWERED)
+        fade = 0
+        if act == "smear":
+            # What another model's small changes do takes two lines, and the last line of all would fade out.
+            page.locator("#answer .lk-trust > p").evaluate(f"part => part.textContent = {TWO_LINES!r}")
+            fade = 8
         buttons = page.locator("#answer .lk-acts").bounding_box()
         for part in (".lk-trust", "section > .lk-others"):
             for box in (part.bounding_box() for part in page.locator(f"#answer {part}").all()):
-                assert box["y"] + box["height"] <= buttons["y"], (act, part)
+                assert box["y"] + box["height"] + fade <= buttons["y"], (act, part)
         others = page.locator("#answer .lk-others").bounding_box()
         assert others["y"] + others["height"] <= 720, "of a smear they stand among the buttons"
 
