@@ -32,6 +32,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+def test_the_figures_of_every_model_are_in_sight_at_once(visits: Callable[..., Any]) -> None:
+    """A page of text stood above them."""
+    page = visits(**LAPTOP).page
+    page.get_by_role("link", name="Evidence").first.click()
+    page.locator("#card h1").first.wait_for()
+    last_model = page.locator(".lk-all-models tbody tr", has_text="efficientnet-b3-cnmc").first.bounding_box()
+    assert last_model["y"] + last_model["height"] <= LAPTOP["viewport"]["height"]
+    jumps = page.locator(".lk-jumps").bounding_box()
+    said = page.locator(".lk-above-table .lk-quiet").bounding_box()
+    assert said["x"] + said["width"] <= jumps["x"], "beside each other"
+
+
 def test_on_a_phone_the_answer_of_another_model_is_in_sight(visits: Callable[..., Any]) -> None:
     """The page stayed where the row of the model was, below the new answer."""
     page = visits(**PHONE).page

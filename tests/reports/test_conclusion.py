@@ -131,12 +131,25 @@ def test_an_older_check_that_counts_by_cell_is_not_compared_with_one_that_counts
     assert "cannot be compared" in " ".join(conclusion({"a": older, "b": release(0.8)}))
 
 
-def test_the_longest_conclusion_has_three_lines_of_short_sentences_below_its_claim() -> None:
+def test_how_far_the_further_people_are_unseen_stands_below_the_claim_once_for_each_check() -> None:
+    """That the default network was chosen with them in view was folded away below the table."""
+    chosen = "34 further subjects: no weights were trained on them; the default network was chosen with them in view."
+    releases = {name: release(share) for name, share in (("a", 0.7), ("b", 0.72), ("c", None))}
+    for name in "ab":
+        releases[name]["further_subjects"]["estimates"] = chosen
+    assert conclusion(releases)[1] == chosen.replace("subjects", "people")
+    assert " ".join(conclusion(releases)).count("in view") == 1
+    releases["b"]["further_subjects"] |= {"estimates": "30 other subjects.", "subjects": 30}
+    assert conclusion(releases)[2:] == [chosen.replace("subjects", "people"), "30 other people."], "not checked alike"
+
+
+def test_the_longest_conclusion_has_four_lines_of_short_sentences_below_its_claim() -> None:
     """Four facts in one paragraph, without the names of the models, were not understood at the first reading."""
     measured = [release(0.7 + n / 100, earlier=True, size_alone=0.7) for n in range(2)]
     releases = {str(n): metrics for n, metrics in enumerate([*measured, release(size_alone=0.9), release()])}
+    measured[0]["further_subjects"]["estimates"] = "34 further subjects: no weights were trained on them."
     _, *lines = conclusion(releases)
-    assert len(lines) == 3
+    assert len(lines) == 4
     said = " ".join(lines)
     for words in ("Earlier weights", "not clearly better", "2 and 3 were not measured on further people", "2 does not"):
         assert words in said

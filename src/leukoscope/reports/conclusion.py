@@ -40,7 +40,7 @@ class _OutsideCheck:
 
 
 def conclusion(releases: Mapping[str, Metrics]) -> list[str]:
-    """What the metrics of these models say, by their short names: one claim, then at most three lines about it.
+    """What the metrics of these models say, by their short names: one claim, then at most four lines about it.
 
     Further people come first, then cell size alone. Each line can stand alone; there is none without a model.
     """
@@ -57,18 +57,25 @@ def _on_further_people(releases: Mapping[str, Metrics]) -> list[str]:
             return ["No model here was measured on further people, only in its own test."]
         return ["No model here was measured on people that did not train it.", "How it does on them is not known."]
     if len({check.test for check in checks.values()}) > 1:
-        return ["The models were not checked alike on further people.", "Their figures cannot be compared."]
+        unlike = "The models were not checked alike on further people."
+        return [unlike, "Their figures cannot be compared.", *_who_the_people_are(releases)]
     claim, *beside_others = _most_recognised(list(checks.values()))
     unmeasured = [name for name in releases if name not in checks]
     if unmeasured:
         were = "was" if len(unmeasured) == 1 else "were"
         beside_others.append(f"{_names_or_number(unmeasured)} {were} not measured on further people.")
-    lines = [claim]
+    lines = [claim, *_who_the_people_are(releases)]
     if beside_others:
         lines.append(" ".join(beside_others))
     if any(metrics["further_subjects"].get("earlier_weights") for metrics in releases.values() if _has_check(metrics)):
         lines.append("Earlier weights come from an earlier training of the same recipe.")
     return lines
+
+
+def _who_the_people_are(releases: Mapping[str, Metrics]) -> list[str]:
+    """How far the further people are unseen, in a line for each check that says so."""
+    estimates = [(metrics.get("further_subjects") or {}).get("estimates") for metrics in releases.values()]
+    return list(dict.fromkeys(words.replace("subjects", "people") for words in estimates if words))
 
 
 def _has_check(metrics: Metrics) -> bool:

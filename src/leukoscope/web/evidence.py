@@ -62,7 +62,6 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
     Where there is no model of the chosen name, the page says so and shows the first one.
     """
     rows = []
-    checks: dict[str, None] = {}
     releases: dict[str, ReleaseInfo] = {}
     for name in names:
         try:
@@ -70,11 +69,7 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
         except LeukoscopeError as error:
             rows.append({"model": name, "error": str(error), "summary": str(error)})
             continue
-        metrics = releases[name].metrics
-        rows.append(_row(name, metrics))
-        further = metrics.get("further_subjects") or {}
-        if further.get("estimates"):
-            checks[further["estimates"].replace("subjects", "people")] = None
+        rows.append(_row(name, releases[name].metrics))
     unknown = ""
     if chosen not in names:
         unknown = chosen
@@ -89,8 +84,7 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
     conclusion_of_all = conclusion({text.short_name(name): release.metrics for name, release in releases.items()})
     html = render(
         "evidence.html", rows=rows, size_alone=_size_alone(releases), names=names, chosen=chosen, unknown=unknown,
-        figures=figures, checks=list(checks),
-        subjects=subjects, subjects_test="cross-validation" if evaluation.get("folds") else "test",
+        figures=figures, subjects=subjects, subjects_test="cross-validation" if evaluation.get("folds") else "test",
         changes=_small_changes(metrics), conclusion=conclusion_of_all,
     )  # fmt: skip
     return html, card
