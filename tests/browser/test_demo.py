@@ -210,6 +210,14 @@ def test_a_smear_and_its_cells_stand_on_the_same_stage(visits: Callable[..., Any
     visit.page.locator("#picture button.lk-box").nth(3).wait_for()
     in_view(visit, "#picture .lk-field", VERDICT, "#answer .lk-bar", "#answer .lk-grid")
     assert "like blasts" in visit.page.locator(VERDICT).inner_text()
+    box = visit.page.locator("#picture button.lk-box").nth(2)
+    beside = visit.page.locator("#answer .lk-thumbnail").nth(2)
+    box.hover()
+    beside.and_(visit.page.locator("[data-marked]")).wait_for()
+    visit.page.locator(VERDICT).hover()
+    assert visit.page.locator("[data-marked]").count() == 0
+    beside.focus()
+    box.and_(visit.page.locator("[data-marked]")).wait_for()
     rows = list(csv.DictReader(io.StringIO(saved(visit, "save:csv").decode())))
     assert len(rows) == 5 and {row["notice"] for row in rows} == {RESEARCH_NOTICE}
     visit.page.locator("#picture button.lk-box").first.click()

@@ -56,13 +56,13 @@ def test_a_box_without_a_class_says_so_not_by_its_colour_alone(result: Smear) ->
         assert cell.prediction is not None
         cells.append(replace(cell, prediction=replace(cell.prediction, decision=Decision(outcome))))
     page = unescape(smear_picture(replace(result, reading=replace(result.reading, cells=tuple(cells)))))
-    for number, mark, words in (
-        (1, "ALL", "ALL "),
-        (2, "?", "not sure; open it"),
-        (3, "–", "unlike its training cells"),
-    ):
+    for number, mark, words in ((1, "ALL", "ALL "), (2, "?", "not sure, "), (3, "–", "unlike its training cells")):
         assert f">{number}<i> {mark}</i></span>" in page
         assert f'title="Cell {number}: {words}' in page and f'aria-label="Cell {number}: {words}' in page
+    unsure = cells[1].prediction
+    assert unsure is not None
+    share = f"{unsure.most_probable} {percent(unsure.probabilities[unsure.most_probable])}"
+    assert f"Cell 2: not sure, {share}; open it" in page, "what it is nearest to, as of a single cell"
 
 
 def test_a_cell_along_the_upper_edge_has_the_name_of_its_smear_above_it(result: Smear) -> None:
@@ -192,6 +192,8 @@ def test_a_cell_that_the_edge_cuts_is_not_opened(tiny_release: Path, result: Sme
     (edge,) = set(range(len(cut.reading.cells))) - set(cut.whole)
     assert cut.whole == list(range(len(cut.whole))), "the cells that can be opened are numbered from 1"
     assert "1 cut by the edge" in smear_answer(cut)
+    picture = smear_picture(cut)
+    assert picture.count("<span>cut by the edge</span>") == picture.count("lk-cut") == 1, "neither not sure nor unlike"
     with pytest.raises(LeukoscopeError, match="is cut by the edge of a.png; open a whole one"):
         open_cell(cut, edge)
 

@@ -107,9 +107,11 @@ def _boxed(smear: Smear) -> Image.Image:
         left, top, right, bottom = (scale * edge for edge in cell.cell.box)
         ink = _outcome_colour(cell.outcome, reading.labels)
         pen.rectangle((left, top, right, bottom), outline=ink, width=2 if crowded else 4)
-        if cell.outcome == AT_EDGE:
+        if cell.outcome == AT_EDGE and crowded:
             continue
         words = str(number + 1) if crowded else f"{number + 1} {smear_page.mark(cell, reading.labels)}"
+        if cell.outcome == AT_EDGE:
+            words = AT_EDGE
         width = font.getlength(words) + 16
         at = min(left, drawn.width - width)
         above = top - LINE if top >= LINE else bottom

@@ -97,6 +97,15 @@ def cell_words(cell: CellReading, labels: Sequence[str]) -> str:
     return outcome_text(cell.outcome)
 
 
+def title_words(cell: CellReading, labels: Sequence[str]) -> str:
+    """The same with the most probable class of a cell that the model is not sure of."""
+    words = cell_words(cell, labels)
+    if cell.prediction is None or cell.outcome != ABSTAIN:
+        return words
+    likely = cell.prediction.most_probable
+    return f"{words}, {likely} {percent(cell.prediction.probabilities[likely])}"
+
+
 def smear_picture(smear: Smear) -> Markup:
     """The smear with a button round each of its cells; cells that the edge cuts are marked, but cannot be opened."""
     image = smear.picture.image
@@ -146,10 +155,10 @@ def _box(smear: Smear, number: int) -> dict[str, Any]:
         "width": (right - left) / width,
         "height": (bottom - top) / height,
         "colour": colour(cell.outcome, labels),
-        "words": cell_words(cell, labels),
+        "words": title_words(cell, labels),
         "mark": mark(cell, labels),
         "is_class": is_class,
-        "form": form(cell.outcome),
+        "form": "lk-cut" if cell.outcome == AT_EDGE else form(cell.outcome),
         "opens": cell.outcome != AT_EDGE,
     }
 
@@ -168,7 +177,9 @@ def _add_flags(boxes: list[dict[str, Any]], ratio: float, *, crowded: bool, top:
         if crowded and box["is_class"]:
             # Among many cells a class in letters would lie on the neighbours; it follows on hover and focus.
             text = str(box["number"] + 1)
-        texts.append(text if box["opens"] else "")
+        if not box["opens"]:
+            text = "" if crowded else box["words"]
+        texts.append(text)
     places = place_flags(corners, texts, (0.0, top * height, width, height))
     for box, (place, covers) in zip(boxes, places, strict=True):
         box["place"] = place
@@ -362,8 +373,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
     if dark:
         thumbnail = with_painted_rim(alone)
     area, nucleus = cell_size(cell.cell)
-    words = cell_words(cell, labels)
-    caption = words
+    caption = cell_words(cell, labels)
     if cell.outcome in REFUSED:
         caption = UNLIKE_TRAINING
     if smear.is_foreign:
@@ -371,6 +381,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
     share = ""
     if cell.prediction and cell.outcome in labels:
         share = percent(cell.prediction.probabilities[cell.outcome])
+    words = title_words(cell, labels)
     return {
         "number": number,
         "image": embedded(thumbnail, 132),

@@ -328,6 +328,17 @@ element.addEventListener('pointerover', ({target, pointerType}) => {
   if (pointerType === 'mouse') showCellOf(target.closest('circle[data-act]'))
 })
 element.addEventListener('pointerleave', () => showCellOf(null))
+// A cell that the pointer or the keyboard is on is marked in the smear and beside it.
+const stage = element.closest('#stage')
+const markCell = (act) => {
+  for (const part of stage.querySelectorAll('button.lk-box, .lk-answer .lk-thumbnail')) {
+    part.toggleAttribute('data-marked', part.dataset.act === act)
+  }
+}
+for (const kind of ['pointerover', 'focusin']) {
+  stage.addEventListener(kind, ({target}) => markCell(target.closest('[data-act]')?.dataset.act))
+}
+for (const kind of ['pointerleave', 'focusout']) stage.addEventListener(kind, () => markCell(null))
 watch('value', () => {
   draw()
   setTimeout(openAgain)
