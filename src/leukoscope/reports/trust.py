@@ -97,14 +97,12 @@ def _further_people(metrics: Mapping[str, Any]) -> TrustRow:
 
 
 def about_further_people(metrics: Mapping[str, Any]) -> str:
-    """Who the people of the outside check are, in a sentence; "" without one."""
-    further = metrics.get("further_subjects")
-    if not further:
-        return ""
-    sentence = f"The {further['subjects']} further people took no part in training or cross-validation"
+    """Who the people of the outside check are and what was chosen with them in view; "" without one."""
+    further = metrics.get("further_subjects") or {}
+    sentences = [further.get("estimates", "").replace("subjects", "people")]
     if further.get("earlier_weights"):
-        sentence += "; they were measured with earlier weights of this model"
-    return f"{sentence}."
+        sentences.append("They were measured with earlier weights of this model.")
+    return " ".join(sentences).strip()
 
 
 def _cross_validation(metrics: Mapping[str, Any]) -> TrustRow:
