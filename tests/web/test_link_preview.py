@@ -53,6 +53,8 @@ def test_only_the_page_itself_is_changed_and_its_length_is_right(address: str) -
     assert int(answered.headers["content-length"]) == len(answered.content)
     assert "<body>ä</body>" in answered.text
     assert client.get("/other").text == GRADIOS
+    by_proxy = client.get("/", headers={"X-Forwarded-Proto": "https"})
+    assert _tags(by_proxy.text)["og:image"] == address.replace("http:", "https:") + PREVIEW_PATH
 
 
 def test_the_picture_has_the_size_that_sites_show() -> None:

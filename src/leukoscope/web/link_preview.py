@@ -57,7 +57,11 @@ class LinkPreview:
         if scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
             await self.app(scope, receive, send)
             return
-        address = str(Request(scope).base_url)
+        request = Request(scope)
+        address = str(request.base_url)
+        # The proxy of a Space speaks HTTP to the server.
+        if request.headers.get("x-forwarded-proto") == "https":
+            address = str(request.base_url.replace(scheme="https"))
         start: Message = {}
         parts: list[bytes] = []
 
