@@ -209,6 +209,9 @@ def test_on_a_phone_the_dots_of_two_people_are_in_sight(visits: Callable[..., An
     heights = "(list) => [list.scrollHeight, list.clientHeight]"
     needed, has = visit.page.locator("#picture .lk-many").evaluate(heights)
     assert needed <= has <= stage["height"]
+    second = visit.page.locator("#picture .lk-subject").last.bounding_box()
+    assert second["y"] + second["height"] <= stage["y"] + stage["height"] + 1, "not behind a button"
+    assert not visit.page.locator(".lk-all-rows").is_visible()
     overlap = """(circles) => circles.some((one, at) => circles.slice(at + 1).some((other) => {
       const [a, b] = [one.getBoundingClientRect(), other.getBoundingClientRect()]
       return Math.hypot(a.x - b.x, a.y - b.y) < a.width - 2.5

@@ -159,11 +159,18 @@ const person = (row) => row.querySelector('h3')?.title
 const picture = document.querySelector('#picture')
 const isNarrow = () => innerWidth <= 820
 const ROOM_OF_BUTTON = 44
+const LEAST_ROW = 44
 const fitRows = (row, height) => {
   const many = element.querySelector('.lk-many')
   if (!many) return
   many.style.setProperty('--row', row)
   many.style.height = height
+}
+// Rows that are a little too high for the stage are lower, so that the last one is in sight.
+const shareStage = (many, rows) => {
+  const tooHigh = (many.scrollHeight - many.clientHeight) / rows.length
+  const row = Math.floor(rows[0].querySelector('svg').getBoundingClientRect().height - tooHigh)
+  if (tooHigh > 0 && row >= LEAST_ROW) fitRows(`${row}px`, '')
 }
 const showAllRows = () => {
   picture.setAttribute('data-all-rows', '')
@@ -179,6 +186,7 @@ const offerAllRows = () => {
   const isOpened = rows.some(({open}) => open)
   const stage = many.parentElement
   fitRows('', '')
+  if (!isOpened && rows.length) shareStage(many, rows)
   button.hidden = many.scrollHeight <= many.clientHeight || (isOpened && !isNarrow())
   if (button.hidden || isOpened || picture.matches('[data-all-rows]')) return
   // The last one that is shown is whole, and they fill the room above the button.
