@@ -360,7 +360,9 @@ def test_people_with_an_answer_stand_before_those_without_one() -> None:
     dots = re.findall(r'data-act="cell:(\d+)"[^>]*><title>(\w+): ', plot)
     assert {name: rows[int(number)].name for number, name in dots} == {row.name: row.name for row in rows}
     reading = batch_picture(replace(result, total=9, unread={"3": 1}))
-    assert re.findall(r'<h3 title="(\w+)">', reading) == ["1", "2", "3", "10"], "no row moves while cells are read"
+    assert re.findall(r'<h3 title="(\w+)">', reading) == ["2", "10", "1", "3"], "while cells are read, too"
+    begun = batch_picture(replace(result, total=14, unread=dict.fromkeys(cells, 2)))
+    assert re.findall(r'<h3 title="(\w+)">', begun) == ["1", "2", "3", "10"], "by name, as long as nobody has one"
 
 
 def test_each_clause_of_a_verdict_is_kept_together_and_all_counts_are_figures() -> None:

@@ -150,7 +150,7 @@ def batch_picture(result: BatchResult) -> Markup:
     is_read = not result.unread or result.stopped
     groups: list[str | None] = [None]
     if result.subjects:
-        groups = [*(_answered_first(result) if is_read else result.subjects)]
+        groups = [*_answered_first(result)]
         if any(not row.subject for _, row in result.cells) or "" in result.unread:
             groups.append("")
     cells_of_row = [_cells(result, subject) for subject in groups]
