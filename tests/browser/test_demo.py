@@ -511,6 +511,14 @@ def test_the_scale_of_a_smear_is_changed_in_its_own_line(visits: Callable[..., A
     page.keyboard.type("0.125")
     page.keyboard.press("Enter")
     page.locator("#picture .lk-pitch", has_text="0.125 µm per pixel, set by you").wait_for()
+    change.click()
+    page.locator("#picture .lk-chip input:focus").wait_for()
+    page.keyboard.type("0")
+    page.keyboard.press("Enter")
+    page.locator("#picture .lk-pitch", has_text="from its red cells").wait_for()
+    if look:
+        measured = line.bounding_box()
+        assert measured["y"] + measured["height"] <= page.locator("#picture .lk-field").bounding_box()["y"]
 
 
 def test_back_and_forward_lead_from_a_cell_to_its_smear_and_to_the_cell_again(visits: Callable[..., Any]) -> None:

@@ -133,7 +133,7 @@ def test_the_exports_agree_and_name_no_folder(result: Smear) -> None:
         area, share = float(row["area_um2"]), float(row["nucleus_share"])
         assert 30 < area < 400 and 0.4 < share <= 1
         assert float(row["nucleus_um2"]) == pytest.approx(area * share, rel=1e-3)
-        assert f"<span>{area:.0f} µm²</span>" in shown and f"nucleus {percent(share)} of it; open it" in shown
+        assert f"<span>{area:.0f}\u00a0µm²</span>" in shown and f"nucleus {percent(share)} of it; open it" in shown
     assert "are estimates: pale cytoplasm" in shown and shown.count('<li style="--c') == 5
     formula = replace(result, reading=replace(result.reading, source="=1+1.png"))
     assert "'=1+1.png" in save_smear("csv", formula).content.decode()

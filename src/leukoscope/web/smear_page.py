@@ -390,6 +390,6 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
         "colour": colour(cell.outcome, labels),
         "words": caption,
         "share": share,
-        "area": f"{area:.0f} µm²",
+        "area": f"{area:.0f}\u00a0µm²",
         "title": f"Cell {number + 1}: {words}, {area:.0f} µm², nucleus {percent(nucleus)} of it; open it",
     }
