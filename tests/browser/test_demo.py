@@ -610,6 +610,15 @@ def test_a_cell_that_is_shown_as_it_is_is_called_so(visits: Callable[..., Any]) 
     assert (button.inner_text(), button.get_attribute("aria-pressed")) == ("shown as it is", "false")
 
 
+def test_a_screen_reader_is_told_in_words_that_an_answer_came(visits: Callable[..., Any]) -> None:
+    """It was told "common.complete", a key that Gradio has no words for."""
+    visit = visits()
+    visit.act("example:2")
+    visit.page.locator("[role=status]", has_text="Done").first.wait_for(state="attached")
+    told = visit.page.locator("[role=status]").all_inner_texts()
+    assert not any("common." in words for words in told)
+
+
 def test_two_visitors_do_not_see_each_other(visits: Callable[..., Any], cell: Path) -> None:
     first, second = visits(), visits()
     upload(first, cell)

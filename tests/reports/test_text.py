@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from leukoscope.reports.text import (
 )
 from release_fixtures import ROBUSTNESS
 
+ROOT = Path(__file__).parents[2]
 SUBJECTS = {
     "1": {"label": "ALL", "accuracy": 0.9}, "2": {"label": "ALL", "accuracy": 1.0},
     "H1": {"label": "HEM", "accuracy": 0.8},
@@ -251,6 +254,8 @@ def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:
 def test_the_worst_change_is_said_in_plain_words() -> None:
     assert worst_change_text({"robustness": ROBUSTNESS}) == "another class for 11 (6–22) of 100 cells when 10 % larger"
     assert worst_change_text({}) == "not measured"
+    metrics = json.loads((ROOT / "model_card" / "leukoscope-efficientnet-b3-cnmc" / "metrics.json").read_text())
+    assert worst_change_text(metrics).endswith("when blurred (σ 1 px); measured on 9 of these 41 people")
 
 
 def test_the_question_on_top_follows_the_classes_of_the_model() -> None:

@@ -205,7 +205,7 @@ def test_a_map_that_failed_leads_to_one_of_another_model_that_passed(cell: Row) 
     failed = replace(cell, metrics={**cell.metrics, "heat_maps": {"passed": False}})
     passed = replace(cell, model="leukoscope-other", metrics={**cell.metrics, "heat_maps": {"passed": True}})
     led = stage.cell_picture(failed, view="map", forms=None, rows=(failed, passed))
-    assert 'data-act="row:1"' in led and "other's passed" in unescape(led)
+    assert 'data-act="row:1"' in led and "show other's" in unescape(led)
     for row, rows in ((failed, (failed, failed)), (passed, (failed, passed)), (failed, ())):
         assert 'data-act="row:' not in stage.cell_picture(row, view="map", forms=None, rows=rows)
 

@@ -332,7 +332,11 @@ def worst_change_text(metrics: Mapping[str, Any]) -> str:
         return "not measured"
     worst = release_tables.worst_of_families(block, "class_changed")[0]
     cells = of_100(worst["class_changed"], (worst.get("intervals") or {}).get("class_changed"))
-    return f"another class for {cells} of 100 cells when {worst['shows']}"
+    sentence = f"another class for {cells} of 100 cells when {worst['shows']}"
+    evaluation = release_tables.unseen_evaluation(metrics)
+    if evaluation and release_tables.has_fewer_subjects(block, evaluation):
+        sentence += f"; measured on {block['subjects']} of these {release_tables.people_text(evaluation)}"
+    return sentence
 
 
 def _of_100(share: float) -> str:

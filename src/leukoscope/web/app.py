@@ -250,6 +250,11 @@ def build_theme() -> gr.themes.Base:
     )
 
 
+def build_words() -> gr.I18n:
+    """What Gradio tells a screen reader when an answer has come: it has no words for it, and would tell the key."""
+    return gr.I18n(en={"common.complete": "Done"})
+
+
 def routes() -> list[Route]:
     """Routes that the server handles itself, before Gradio does.
 
@@ -323,6 +328,7 @@ def _launch(demo: gr.Blocks, host: str, port: int) -> None:
             state_session_capacity=SESSIONS,
             theme=build_theme(),
             head=page_head(),
+            i18n=build_words(),
             footer_links=["api"],
             enable_monitoring=False,
             prevent_thread_lock=True,

@@ -208,9 +208,10 @@ def batch_picture(result: BatchResult) -> Markup:
 
 
 def _answered_first(result: BatchResult) -> list[str]:
-    """Every known person, by name, those with an answer before those without one."""
+    """Every known person, by name: those with an answer, those without one, then those of whom no cell is read yet."""
+    read = {row.subject for _, row in result.cells}
     answered = {prediction.subject for prediction in result.subject_predictions if prediction.outcome in result.classes}
-    return sorted(result.subjects, key=lambda subject: subject not in answered)
+    return sorted(result.subjects, key=lambda subject: (subject not in answered, subject not in read))
 
 
 def _order_text(result: BatchResult, is_read: bool) -> str:
