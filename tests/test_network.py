@@ -41,9 +41,10 @@ for words in COMMANDS:
     assert not app(words, standalone_mode=False), words
 """
 DEMO = """
-import threading, time, urllib.request
+import signal, threading, time, urllib.request
 from pathlib import Path
 from leukoscope.web import app
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit that it is ignored
 warm_up, warm = app._warm_up, threading.Event()
 app._warm_up = lambda models: (warm_up(models), warm.set())
 def visit():
