@@ -31,6 +31,13 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+def come_to_rest(page: Any) -> None:
+    """Wait until nothing moves and nothing is computed any more."""
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(800)
+    page.wait_for_function("!document.querySelector('.lk-working')")
+
+
 @pytest.mark.parametrize(("name", "act", "shown"), [
     ("app", "row:1", "#picture .lk-map"),
     ("app_field", "smear", "#picture button.lk-box"),
@@ -45,9 +52,7 @@ def test_the_pictures_of_the_readme(
     visit.page.locator(shown).first.wait_for()
     if name == "app":
         assert "its maps passed our checks" in visit.page.locator("#answer").inner_text()
-    visit.page.mouse.move(0, 0)
-    visit.page.wait_for_timeout(800)  # it comes to rest
-    visit.page.wait_for_function("!document.querySelector('.lk-working')")
+    come_to_rest(visit.page)
     visit.page.screenshot(path=folder / f"{name}.png")
     with Image.open(folder / f"{name}.png") as picture:
         assert picture.size == (WIDTH, HEIGHT)
@@ -59,9 +64,7 @@ def test_the_picture_of_a_link(visits: Callable[..., Any], two_models: str, tmp_
     visit = visits(address=two_models, viewport={"width": 1372, "height": 720})
     visit.act("row:1")
     visit.page.locator("#picture .lk-map").first.wait_for()
-    visit.page.mouse.move(0, 0)
-    visit.page.wait_for_timeout(800)  # it comes to rest
-    visit.page.wait_for_function("!document.querySelector('.lk-working')")
+    come_to_rest(visit.page)
     visit.page.evaluate("document.querySelector('#answer .lk-answer').scrollTop = 0")
     with Image.open(BytesIO(visit.page.screenshot())) as page:
         picture = page.convert("RGB").resize((1200, 630), Image.Resampling.LANCZOS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leukoscope.reports import text
+from leukoscope.reports import text, trust
 from leukoscope.reports.formatting import hundred
 
 Metrics = Mapping[str, Any]
@@ -74,8 +74,8 @@ def _on_further_people(releases: Mapping[str, Metrics]) -> list[str]:
 
 def _who_the_people_are(releases: Mapping[str, Metrics]) -> list[str]:
     """How far the further people are unseen, in a line for each check that says so."""
-    estimates = [(metrics.get("further_subjects") or {}).get("estimates") for metrics in releases.values()]
-    return list(dict.fromkeys(words.replace("subjects", "people") for words in estimates if words))
+    sentences = [trust.who_further_people_are(metrics) for metrics in releases.values()]
+    return list(dict.fromkeys(filter(None, sentences)))
 
 
 def _has_check(metrics: Metrics) -> bool:

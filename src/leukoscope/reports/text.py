@@ -319,9 +319,9 @@ def robustness_text(metrics: Mapping[str, Any]) -> str:
         f"{_of_100(first['class_changed'])} of 100 cells change class when {first['shows']}, "
         f"{_of_100(second['class_changed'])} when {second['shows']}."
     )
-    evaluation = release_tables.unseen_evaluation(metrics)
-    if evaluation and release_tables.has_fewer_subjects(block, evaluation):
-        sentence += f" Measured on {block['subjects']} of these {release_tables.people_text(evaluation)}."
+    fewer = _measured_on_fewer(metrics)
+    if fewer:
+        sentence += f" Measured on {fewer}."
     return sentence[0].upper() + sentence[1:]
 
 
@@ -333,10 +333,19 @@ def worst_change_text(metrics: Mapping[str, Any]) -> str:
     worst = release_tables.worst_of_families(block, "class_changed")[0]
     cells = of_100(worst["class_changed"], (worst.get("intervals") or {}).get("class_changed"))
     sentence = f"another class for {cells} of 100 cells when {worst['shows']}"
-    evaluation = release_tables.unseen_evaluation(metrics)
-    if evaluation and release_tables.has_fewer_subjects(block, evaluation):
-        sentence += f"; measured on {block['subjects']} of these {release_tables.people_text(evaluation)}"
+    fewer = _measured_on_fewer(metrics)
+    if fewer:
+        sentence += f"; measured on {fewer}"
     return sentence
+
+
+def _measured_on_fewer(metrics: Mapping[str, Any]) -> str:
+    """How many of the cross-validation's people small changes were measured on; "" for all of them."""
+    block = metrics["robustness"]
+    evaluation = release_tables.unseen_evaluation(metrics)
+    if not evaluation or not release_tables.has_fewer_subjects(block, evaluation):
+        return ""
+    return f"{block['subjects']} of these {release_tables.people_text(evaluation)}"
 
 
 def _of_100(share: float) -> str:

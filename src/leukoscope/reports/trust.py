@@ -96,11 +96,16 @@ def _further_people(metrics: Mapping[str, Any]) -> TrustRow:
     return TrustRow(f"{further['subjects']} further people", ", ".join(caveats), meters)
 
 
+def who_further_people_are(metrics: Mapping[str, Any]) -> str:
+    """How far the people of the outside check are unseen, in the check's own sentence; "" where it has none."""
+    further = metrics.get("further_subjects") or {}
+    return str(further.get("estimates") or "").replace("subjects", "people")
+
+
 def about_further_people(metrics: Mapping[str, Any]) -> str:
     """Who the people of the outside check are and what was chosen with them in view; "" without one."""
-    further = metrics.get("further_subjects") or {}
-    sentences = [further.get("estimates", "").replace("subjects", "people")]
-    if further.get("earlier_weights"):
+    sentences = [who_further_people_are(metrics)]
+    if (metrics.get("further_subjects") or {}).get("earlier_weights"):
         sentences.append("They were measured with earlier weights of this model.")
     return " ".join(sentences).strip()
 
