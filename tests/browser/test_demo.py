@@ -751,6 +751,26 @@ def test_of_a_person_of_many_cells_the_first_are_shown_and_close_stays_in_sight(
     shown.first.wait_for()
 
 
+def test_the_list_is_where_it_was_when_a_person_is_closed(visits: Callable[..., Any], tmp_path: Path) -> None:
+    """The rows above the person stayed out of sight."""
+    visit = visits(**LAPTOP)
+    cells = {f"P{person}/{cell}.png": cell_png("ALL", person, cell) for person in range(6) for cell in range(6)}
+    upload(visit, Path(pack(tmp_path / "people.zip", cells)))
+    visit.page.locator("#answer .lk-model", has_text="36 cells of 6 people").wait_for()
+    row = visit.page.locator("#picture .lk-subject").nth(4)
+    before = row.bounding_box()
+    row.locator("h3").click()
+    row.locator(".lk-grid button:visible").first.wait_for()
+    visit.page.wait_for_timeout(300)
+    assert row.bounding_box()["y"] < before["y"]
+    tile = row.locator(".lk-thumbnail:visible").last.bounding_box()
+    close = row.locator(".lk-close-person")
+    assert close.bounding_box()["y"] + close.bounding_box()["height"] <= tile["y"], "beside the words, not on a cell"
+    close.click()
+    visit.page.wait_for_timeout(300)
+    assert row.bounding_box() == before
+
+
 def test_on_a_phone_the_words_of_all_people_stand_below_each_other(visits: Callable[..., Any], tmp_path: Path) -> None:
     visit = visits(**PHONE)
     names = {

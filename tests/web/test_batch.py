@@ -113,10 +113,10 @@ def test_the_page_says_it_all_and_escapes_names() -> None:
 def test_cells_without_a_class_are_counted_as_such_and_no_probability_stands_beside_them() -> None:
     foreign = replace(RESULT, rows=(*RESULT.rows, row("blank", "", 0.97, "2", ood_score=7.5)))
     page = batch_answer(foreign)
-    for outcome, count in {"ALL": 2, "HEM": 2, "unlike its training cells": 1}.items():
+    for outcome, count in {"blasts": 2, "normal": 2, "unlike its training cells": 1}.items():
         assert f"<b>{count}</b> {outcome}</li>" in page
     cells = re.findall("<li .*?</li>", batch_picture(foreign), re.DOTALL)
-    assert "<b>HEM 80\u00a0%" in cells[0], "the least sure"
+    assert "<b>normal 80\u00a0%" in cells[0], "the least sure"
     (blank,) = (cell for cell in cells if "blank" in cell)
     assert (
         "<b>unlike</b>" in blank and "blank: unlike its training cells" in batch_picture(foreign) and "97" not in blank
@@ -220,7 +220,7 @@ def test_each_person_has_a_row_of_dots_and_refused_cells_are_hollow_in_their_own
     first, second = result.subject_predictions
     assert (first.subject, first.cells, first.refused, second.subject) == ("1", 3, 1, "2")
     page = batch_picture(result)
-    assert page.count("<svg") == 2 and 'aria-label="1 ALL, 1 HEM, 1 unlike its training cells"' in page
+    assert page.count("<svg") == 2 and 'aria-label="1 blast, 1 normal, 1 unlike its training cells"' in page
     dots = re.findall(
         r'<circle class="([\w-]+)" data-act="cell:(\d+)" cx="([\d.]+)%".*?style="--c:var\(--lk-([\w-]+)\)', page
     )
@@ -240,9 +240,9 @@ def test_each_person_has_a_row_of_dots_and_refused_cells_are_hollow_in_their_own
     head = zoned[zoned.index("lk-cells-axis") : zoned.index("<details" if "<details" in zoned else "lk-subject")]
     words = re.sub("<[^>]*>", " ", head.partition(">")[2]).split()
     assert " ".join(words) == (
-        "Each dot is a cell, placed by its probability of ALL. An answer needs 2 cells of a person. "
-        "normal blasts grey band: not sure, 20–80 % ringed: wrong by your labels "
-        "Person unlike 0 % 50 % 100 % ALL Answer"
+        "Each dot is one cell. The further right, the more probably it is a blast. "
+        "normal blasts grey band, 20–80 %: the model is not sure ringed: wrong by your labels "
+        "Person unlike 0 % 50 % 100 % blast Answer"
     )
 
 
@@ -255,20 +255,21 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     assert (few.outcome, enough.outcome, unlike.outcome) == ("too few cells", "ALL", "out of distribution")
     answers = {subject: person_answer(result, subject) for subject in "123"}
     assert (answers["1"].short, answers["1"].detail) == ("no answer", "1 of 2 cells")
-    assert (answers["2"].short, answers["2"].detail) == ("ALL 90\u00a0%", "from 2 cells")
+    assert (answers["2"].short, answers["2"].detail) == ("blasts", "probability 90\u00a0%")
     assert (answers["3"].short, answers["3"].detail) == ("no answer", "2 of 3 unlike")
-    assert person_sentences(result, "1") == ["1 cell: 1 ALL."], "that it is too few stands in the row"
+    assert person_sentences(result, "1") == ["1 cell: 1 blast."], "that it is too few stands in the row"
     strange = replace(row("g", "", 0.9, "1", ood_score=4.0), picture=png())
     assert person_sentences(replace(result, rows=(*rows, strange)), "1") == [
         "An answer about a person needs 2 cells like the training cells; here is 1.",
-        "2 cells: 1 ALL, 1 unlike its training cells.",
+        "2 cells: 1 blast, 1 unlike its training cells.",
     ]  # fmt: skip
-    assert person_sentences(result, "2")[1:] == ["2 cells: 2 ALL.", "Right by your labels: 1 of 2 with a class."]
+    assert person_sentences(result, "2")[1:] == ["2 cells: 2 blasts.", "Right by your labels: 1 of 2 with a class."]
     page = batch_picture(result)
     assert all(answer.short in page and answer.detail in page for answer in answers.values())
-    assert "Together: 90\u00a0% ALL" in page and "Rule for a person: " in batch_answer(result)
+    assert "Other cells of this person would give a probability of 90\u00a0%." in page
+    assert "Rule for a person: " in batch_answer(result)
     answered = verdict(result)
-    assert answered.sentence == "Cells of person 2 look like blasts, no answer about person 1 and person 3"
+    assert answered.sentence == "Cells of person 2 look like blasts"
     both = (row("a", "", 0.9, "1"), row("b", "", 0.9, "1"), row("c", "", 0.1, "2"), row("d", "", 0.1, "2"))
     assert verdict(replace(result, rows=both)).sentence == ("Cells of person 1 look like blasts, of person 2 normal")
     named = tuple(replace(one, subject=f"a-long-name-of-somebody-{one.subject}") for one in both)
@@ -277,9 +278,20 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     )
     several = tuple(replace(one, subject=f"P{n}") for n in range(4) for one in both[:2])
     assert verdict(replace(result, rows=several[:6])).sentence == "Cells of P0,\u00a0P1 and P2 look like blasts"
-    assert verdict(replace(result, rows=several)).sentence == "4 people’s cells look like blasts"
+    assert verdict(replace(result, rows=several)).sentence == "Cells of 4 people look like blasts"
+    with_one_more = (*several, *both[2:])
+    assert verdict(replace(result, rows=with_one_more)).sentence == (
+        "Cells of 4 people look like blasts, of person 2 normal"
+    ), "who stands out has a name"
+    long_names = tuple(replace(one, subject=f"a-long-name-of-somebody-{one.subject}") for one in several[:4])
+    assert verdict(replace(result, rows=long_names)).sentence == "Cells of 2 people look like blasts"
     assert verdict(replace(result, rows=both[:2])).sentence == "Cells of person 1 look like blasts"
-    assert answered.because == "Such answers were wrong for 5 of 100 unseen people (95\u00a0%: 1 to 20)."
+    error_rate = "Such answers were wrong for 5 of 100 unseen people (95\u00a0%: 1 to 20)."
+    assert verdict(replace(result, rows=both)).because == error_rate
+    assert answered.because == (
+        f"{error_rate} 2\u00a0people have no answer: fewer than 2 cells like its training cells or most cells unlike "
+        "its training cells."
+    )
     nobody = replace(result, rows=(rows[0], *rows[3:]))
     assert verdict(nobody) == Verdict(
         f"No answer about any of {len(nobody.subjects)} people",
@@ -363,6 +375,27 @@ def test_people_with_an_answer_stand_before_those_without_one() -> None:
     assert re.findall(r'<h3 title="(\w+)">', reading) == ["2", "10", "1", "3"], "while cells are read, too"
     begun = batch_picture(replace(result, total=14, unread=dict.fromkeys(cells, 2)))
     assert re.findall(r'<h3 title="(\w+)">', begun) == ["1", "2", "3", "10"], "by name, as long as nobody has one"
+
+
+def test_a_cell_that_is_not_sure_has_its_probability_and_a_person_s_is_that_of_the_answer() -> None:
+    unsure = {"abstention": {"default": {"threshold": 0.8}}}
+    rows = (row("a", "", 0.6, "1"), row("b", "", 0.05, "2"), row("c", "", 0.05, "2"))
+    abstained = replace(rows[0].prediction, decision=Thresholds(0.8).decide(rows[0].prediction.probabilities, Checks()))
+    rows = (replace(rows[0], prediction=abstained), *rows[1:])
+    result = replace(RESULT, rows=rows, metrics={**JUDGED, "decisions": unsure})
+    page = batch_picture(result)
+    assert "<b>blast? 60\u00a0%</b>" in page and "a: not sure, blast 60\u00a0%" in page
+    assert person_answer(result, "2").detail == "probability 95\u00a0%"
+    assert person_sentences(result, "2")[0] == "Other cells of this person would give a probability of 95\u00a0%."
+
+
+def test_each_class_has_one_name_on_the_whole_page_of_a_batch() -> None:
+    """Its plot said "blasts", its counts "ALL"."""
+    result = replace(RESULT, metrics={**JUDGED, "training": {}})
+    page = batch_picture(result) + batch_answer(result)
+    words = re.sub("<[^>]*>", " ", page)
+    assert "blast" in words and "normal" in words
+    assert not re.search(r"\b(ALL|HEM)\b", words)
 
 
 def test_each_clause_of_a_verdict_is_kept_together_and_all_counts_are_figures() -> None:

@@ -52,8 +52,9 @@ NARROW_STAGE_SHAPE = 0.9
 SHOWN_WRONG = 24
 SHOWN_PROBLEMS = 20
 SHORT_NAME = 12  # letters below a thumbnail
-NAMED_PEOPLE = 3  # that a headline names
+MOST_NAMED = 3  # people of a class whom a headline names
 LONGEST_PERSON_NAME = 16  # letters in a headline
+LONGEST_LIST = 28  # letters of such names, so that a headline has two lines
 SHOWN_FILES = 6  # of each problem
 # Fewer say nothing about others, whatever interval is computed from them.
 LEAST_CELLS = 10
@@ -238,37 +239,30 @@ def _axis(result: BatchResult) -> dict[str, Any]:
     limit = Thresholds.from_metrics(result.metrics).abstain_below or 0.0
     classes: Sequence[str] = result.classes
     highest = percent(1.0)
+    to_the_right = "the more probable is its class"
+    zone_from = 0.0
     if len(classes) == 2:
-        probability = f"its probability of {result.positive}"
-        highest = f"{highest} {result.positive}"
+        to_the_right = f"the more probably it is {_one(result.positive)}"
+        highest = f"{highest} {_kind(result.positive, 1)}"
         classes = sorted(classes, key=lambda label: label == result.positive)
         zone_from = 1 - limit
-    else:
-        probability = "its class’s probability"
-        zone_from = 0.0
-    legend = [_legend_part(cells_of(label).removesuffix(" cells"), colour(label, classes)) for label in classes]
+    legend = [_legend_part(_kind(label), colour(label, classes)) for label in classes]
     zone = None
     grey = colour(ABSTAIN, classes)
     if _leaves_unsure(result):
         zone = {"from": zone_from * AXIS_END, "to": limit * AXIS_END}
-        legend.append(_legend_part(f"grey band: not sure, {_span((zone_from, limit))}", grey, "lk-in-band"))
+        band = f"grey band, {_span((zone_from, limit))}: the model is not sure"
+        legend.append(_legend_part(band, grey, "lk-in-band"))
     if result.wrong:
         legend.append(_legend_part("ringed: wrong by your labels", "", "lk-ringed"))
     return {
         "end": AXIS_END,
-        "caption": " ".join([f"Each dot is a cell, placed by {probability}.", *_cells_needed(result)]),
+        "caption": f"Each dot is one cell. The further right, {to_the_right}.",
         "legend": legend,
         "figures": [percent(0.0), percent(0.5), highest],
         "unlike": _legend_part(UNLIKE_TRAINING, grey, form(OUT_OF_DISTRIBUTION)),
         "zone": zone,
     }
-
-
-def _cells_needed(result: BatchResult) -> list[str]:
-    """How many cells an answer about a person needs, in a sentence; none where no person is known, or no rule."""
-    if result.rule is None or not result.subjects:
-        return []
-    return [f"An answer needs {result.rule.least_cells} cells of a person."]
 
 
 def _legend_part(words: str, colour: str, form: str = "lk-known") -> dict[str, str]:
@@ -372,21 +366,19 @@ def person_answer(result: BatchResult, subject: str) -> PersonAnswer:
     if prediction is None:
         return PersonAnswer(_count_text(len(_cells(result, subject))))
     if prediction.outcome == TOO_FEW_CELLS:
-        # The head of the axis says that an answer needs so many.
+        # The answer's side says that an answer needs so many.
         return PersonAnswer("no answer", f"{prediction.used} of {_count_text(prediction.rule.least_cells)}")
     if prediction.outcome == OUT_OF_DISTRIBUTION:
         return PersonAnswer("no answer", f"{prediction.refused} of {cells} unlike")
     assert prediction.probability is not None and prediction.interval is not None, "a result has both"
     if prediction.outcome == ABSTAIN:
-        return PersonAnswer("not sure", f"{_span(prediction.interval)} {prediction.positive_label}")
+        return PersonAnswer("not sure", f"{_span(prediction.interval)} for {_kind(prediction.positive_label)}")
     share = prediction.probability
     if prediction.outcome != prediction.positive_label:
         share = 1 - share
-    return PersonAnswer(
-        f"{prediction.outcome} {percent(share)}",
-        f"from {prediction.used} cells",
-        colour(prediction.outcome, result.classes),
-    )
+    # A mere percentage would be read as the share of the person's cells.
+    probability = f"probability {percent(share)}"
+    return PersonAnswer(_kind(prediction.outcome), probability, colour(prediction.outcome, result.classes))
 
 
 def person_sentences(result: BatchResult, subject: str) -> list[str]:
@@ -396,7 +388,7 @@ def person_sentences(result: BatchResult, subject: str) -> list[str]:
     prediction = _prediction(result, subject)
     # That all its cells are too few stands in the row.
     if prediction is not None and (prediction.outcome != TOO_FEW_CELLS or prediction.used < prediction.cells):
-        sentences.append(_together(prediction))
+        sentences.append(_about_answer(prediction))
     cells = [row for _, row in _cells(result, subject)]
     if cells:
         sentences.append(f"{_count_text(len(cells))}: {_counts_words(cells)}.")
@@ -407,8 +399,8 @@ def person_sentences(result: BatchResult, subject: str) -> list[str]:
     return sentences
 
 
-def _together(prediction: SubjectPrediction) -> str:
-    """What a release predicts for a person, or why it predicts nothing, in a sentence."""
+def _about_answer(prediction: SubjectPrediction) -> str:
+    """How far an answer about a person may move, or why there is none, in a sentence."""
     if prediction.outcome == TOO_FEW_CELLS:
         needed = prediction.rule.least_cells
         verb = "is" if prediction.used == 1 else "are"
@@ -419,14 +411,13 @@ def _together(prediction: SubjectPrediction) -> str:
             "is said about the person."
         )
     assert prediction.probability is not None and prediction.interval is not None, "a result has both"
-    interval = _span(prediction.interval)
     if prediction.outcome == ABSTAIN:
-        return f"Other cells of this person may give either class: {interval} {prediction.positive_label}."
-    share = percent(prediction.probability)
-    together = f"Together: {share} {prediction.positive_label}"
-    if interval == share:
-        return f"{together}."
-    return f"{together}; other cells of this person would give {interval}."
+        positive = _kind(prediction.positive_label)
+        return f"Other cells of this person may give either class: {_span(prediction.interval)} for {positive}."
+    low, high = prediction.interval
+    if prediction.outcome != prediction.positive_label:
+        low, high = 1 - high, 1 - low
+    return f"Other cells of this person would give a probability of {_span((low, high))}."
 
 
 def _span(interval: tuple[float, float]) -> str:
@@ -445,7 +436,7 @@ def _counts_words(rows: Sequence[BatchRow]) -> str:
     counts = Counter(row.prediction.outcome for row in rows)
     classes = sorted(outcome for outcome in counts if outcome not in WITHOUT_CLASS)
     outcomes = [*classes, *(outcome for outcome in WITHOUT_CLASS if counts[outcome])]
-    return ", ".join(f"{counts[outcome]} {outcome_text(outcome)}" for outcome in outcomes)
+    return ", ".join(f"{counts[outcome]} {_kind(outcome, counts[outcome])}" for outcome in outcomes)
 
 
 # The right of the stage.
@@ -641,7 +632,8 @@ def _counts(result: BatchResult) -> list[dict[str, Any]]:
     may_occur = {OUT_OF_DISTRIBUTION: "ood" in result.metrics, ABSTAIN: _leaves_unsure(result)}
     if _shows_no_cell(result):
         may_occur = {}
-    return outcome_counts(counts, result.classes, also=[outcome for outcome, may in may_occur.items() if may])
+    also = [outcome for outcome, may in may_occur.items() if may]
+    return outcome_counts(counts, result.classes, also=also, words=_kind)
 
 
 def _leaves_unsure(result: BatchResult) -> bool:
@@ -724,8 +716,7 @@ def _people_verdict(result: BatchResult) -> Verdict:
     predictions = result.subject_predictions
     counts = Counter(prediction.outcome for prediction in predictions)
     if any(counts[label] for label in result.classes):
-        clauses = _named_clauses(result) if len(result.subjects) <= NAMED_PEOPLE else _counted_clauses(result)
-        return Verdict(", ".join(clauses), " ".join(_error_rate(result)))
+        return Verdict(", ".join(_clauses(result)), " ".join([*_error_rate(result), *_without_answer(result)]))
     reasons = _reasons(predictions)
     unread = sum(subject in result.unread for subject in result.subjects)
     if unread:
@@ -738,40 +729,18 @@ def _people_verdict(result: BatchResult) -> Verdict:
     return Verdict(f"No answer about {whom}", " ".join(reasons))
 
 
-def _subjects_of(result: BatchResult) -> dict[str, list[str]]:
-    """Class → the people who get it, "" for those without an answer; only what occurs."""
-    outcome_of = {prediction.subject: prediction.outcome for prediction in result.subject_predictions}
-    subjects_of: dict[str, list[str]] = {label: [] for label in (*result.classes, "")}
-    for subject in result.subjects:
-        outcome = outcome_of.get(subject, "")
-        subjects_of[outcome if outcome in result.classes else ""].append(subject)
-    return {label: subjects for label, subjects in subjects_of.items() if subjects}
-
-
-def _counted_clauses(result: BatchResult) -> list[str]:
-    """How many people's cells look like each class, and how many have no answer: why, their rows say."""
+def _clauses(result: BatchResult) -> list[str]:
+    """Whose cells look like each class: few people by name, more by their number."""
     clauses: list[str] = []
-    for label, subjects in _subjects_of(result).items():
-        if not label:
-            clauses.append(f"{len(subjects)} without an answer")
-        elif clauses:
-            clauses.append(f"{_people(len(subjects))}’s {_look_text(label)}")
-        else:
-            clauses.append(f"{_people(len(subjects))}’s cells look like {cells_of(label)}")
-    return clauses
-
-
-def _named_clauses(result: BatchResult) -> list[str]:
-    """Whose cells look like each class, and who has no answer, by name."""
-    clauses: list[str] = []
-    for label, subjects in _subjects_of(result).items():
-        names = _listed([_person_name(subject) for subject in subjects])
-        if not label:
-            clauses.append(f"no answer about {names}")
-        elif clauses:
-            clauses.append(f"of {names} {_look_text(label).removeprefix('look ')}")
-        else:
-            clauses.append(f"Cells of {names} {_look_text(label)}")
+    for label in result.classes:
+        subjects = [known.subject for known in result.subject_predictions if known.outcome == label]
+        if not subjects:
+            continue
+        people = _listed([_person_name(subject) for subject in subjects])
+        if len(subjects) > MOST_NAMED or len(people) > LONGEST_LIST:
+            people = _people(len(subjects))
+        looks = _look_text(label)
+        clauses.append(f"of {people} {looks.removeprefix('look ')}" if clauses else f"Cells of {people} {looks}")
     return clauses
 
 
@@ -791,6 +760,22 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join([",\u00a0".join(before), last] if before else [last])
 
 
+def _kind(outcome: str, number: int = 2) -> str:
+    """What so many cells are called everywhere on the page of a batch: "blasts", "normal", or why there is no class."""
+    if outcome in WITHOUT_CLASS:
+        return outcome_text(outcome)
+    kind = cells_of(outcome)
+    if kind.endswith(" cells"):
+        return kind.removesuffix(" cells")
+    return kind.removesuffix("s") if number == 1 else kind
+
+
+def _one(label: str) -> str:
+    """What one cell of a class is: "a blast", "normal"."""
+    kind = _kind(label, 1)
+    return kind if kind == _kind(label) else f"a {kind}"
+
+
 def _look_text(label: str) -> str:
     """What cells of a class look like: "look normal", or "look like blasts"."""
     kind = cells_of(label)
@@ -807,6 +792,26 @@ def _error_rate(result: BatchResult) -> list[str]:
         return []
     interval = f"95\u00a0%: {100 * low:.0f} to {100 * high:.0f}"
     return [f"Such answers were wrong for {100 * wrong:.0f} of 100 unseen people ({interval})."]
+
+
+def _without_answer(result: BatchResult) -> list[str]:
+    """How many people have no answer beside those who have one, and why, in a sentence; none where all have one."""
+    least = result.subject_predictions[0].rule.least_cells
+    reasons = {
+        TOO_FEW_CELLS: f"fewer than {least} cells like its training cells",
+        OUT_OF_DISTRIBUTION: "most cells unlike its training cells",
+        ABSTAIN: "cells that may give either class",
+        "": "not all pictures read",
+    }
+    outcome_of = {known.subject: known.outcome for known in result.subject_predictions}
+    without = [
+        outcome for outcome in (outcome_of.get(subject, "") for subject in result.subjects) if outcome in reasons
+    ]
+    if not without:
+        return []
+    why = " or ".join(reason for outcome, reason in reasons.items() if outcome in without)
+    people = _people(len(without)).replace(" ", "\u00a0")
+    return [f"{people} {'has' if len(without) == 1 else 'have'} no answer: {why}."]
 
 
 def _reasons(predictions: Sequence[SubjectPrediction]) -> list[str]:
@@ -882,12 +887,25 @@ def _measures(measured: LabelMetrics) -> list[str]:
 
 def _cell_words(row: BatchRow) -> str:
     """What the model says of a cell, and its true class where that is another."""
-    words = outcome_text(row.prediction.outcome)
+    words = _kind(row.prediction.outcome, 1)
     if row.prediction.decision.label:
         words += f" {percent(row.confidence)}"
-    if row.is_wrong:
-        words += f", is {row.truth}"
-    return words
+    elif row.prediction.outcome == ABSTAIN:
+        words += f", {_kind(row.called, 1)} {percent(row.confidence)}"
+    return words + _truth_words(row)
+
+
+def _short_cell_words(row: BatchRow) -> str:
+    """The same for below its thumbnail, where a line has few letters."""
+    if row.prediction.outcome == OUT_OF_DISTRIBUTION:
+        return UNLIKE_TRAINING
+    if row.prediction.outcome == ABSTAIN:
+        return f"{_kind(row.called, 1)}? {percent(row.confidence)}{_truth_words(row)}"
+    return _cell_words(row)
+
+
+def _truth_words(row: BatchRow) -> str:
+    return f", is {_one(row.truth)}" if row.is_wrong else ""
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:
@@ -914,7 +932,7 @@ def _cell(result: BatchResult, number: int, row: BatchRow, short_names: Mapping[
         "name": row.name,
         "short_name": short_names[row.name],
         "words": _cell_words(row),
-        "short_words": UNLIKE_TRAINING if row.prediction.outcome == OUT_OF_DISTRIBUTION else _cell_words(row),
+        "short_words": _short_cell_words(row),
         "source": data_uri("image/webp", row.thumbnail),
         "opens": bool(row.picture),
         "wrong": row.is_wrong,

@@ -5,7 +5,7 @@ Pictures travel inside the page (data URIs): a visitor's cell is never written t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,17 +108,22 @@ def form(outcome: str) -> str:
 
 
 def outcome_counts(
-    counts: Mapping[str, int], labels: Sequence[str], *, also: Sequence[str] = ()
+    counts: Mapping[str, int],
+    labels: Sequence[str],
+    *,
+    also: Sequence[str] = (),
+    words: Callable[[str, int], str] = lambda outcome, _: text.outcome_text(outcome),
 ) -> list[dict[str, Any]]:
     """How many cells have each outcome, for the bar of a smear or a batch.
 
-    Every class is listed, what occurs beside them, and the outcomes of `also` even if none occurs.
+    Every class is listed, what occurs beside them, and the outcomes of `also` even if none occurs. `words` names an
+    outcome of so many cells.
     """
     outcomes = [*labels, *(outcome for outcome in WITHOUT_CLASS if counts.get(outcome) or outcome in also)]
     return [
         {
             "count": counts.get(outcome, 0),
-            "words": text.outcome_text(outcome),
+            "words": words(outcome, counts.get(outcome, 0)),
             "colour": colour(outcome, labels),
             "form": form(outcome),
         }

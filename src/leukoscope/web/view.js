@@ -227,7 +227,9 @@ const showOpenedCell = () => {
 element.addEventListener('focusin', ({target}) => {
   if (isNarrow() && target.matches('.lk-many :is(summary, button):focus-visible')) showAllRows()
 })
-let lastOpened = {name: '', scrolled: 0} // the person opened last, and how far the list is scrolled beyond the row
+// The person opened last, how far the list is scrolled beyond the row, and how far it was when the row was opened.
+const nobody = {name: '', scrolled: 0, before: 0}
+let lastOpened = nobody
 // How far the list is scrolled where a row begins below the head of the axis.
 const topOf = (row) => row.offsetTop - element.querySelector('.lk-cells-axis').offsetHeight
 const rowOpenedLast = () => [...element.querySelectorAll('.lk-subject[open]')].find(
@@ -237,22 +239,25 @@ element.addEventListener('toggle', ({target}) => {
   if (!target.matches('.lk-subject') || !person(target)) return
   if (target.open && isNarrow()) showAllRows()
   offerAllRows()
+  const many = target.closest('.lk-many')
   if (!target.open) {
     openPeople.delete(person(target))
+    // The list is where it was, and the row of who was closed is in sight.
+    if (person(target) === lastOpened.name) many.scrollTop = lastOpened.before
+    target.scrollIntoView({block: 'nearest'})
     return
   }
   showCells(target)
   // The cells of a person who is opened now come into sight, below the head of the axis.
   const isNew = !openPeople.has(person(target))
   openPeople.add(person(target))
-  const many = target.closest('.lk-many')
   if (!isNew) return
-  lastOpened = {name: person(target), scrolled: 0}
+  lastOpened = {name: person(target), scrolled: 0, before: many.scrollTop}
   many.scrollTop = topOf(target)
 }, true)
 element.addEventListener('scroll', ({target}) => {
   const row = target.matches('.lk-many') && rowOpenedLast()
-  if (row) lastOpened.scrolled = target.scrollTop - topOf(row)
+  if (row) lastOpened = {...lastOpened, scrolled: target.scrollTop - topOf(row)}
 }, true)
 const openAgain = () => {
   const {batch} = element.querySelector('.lk-shows-batch')?.dataset ?? {}
@@ -261,7 +266,7 @@ const openAgain = () => {
     openPeople.clear()
     allCellsOf.clear()
     showFirstRows()
-    lastOpened = {name: '', scrolled: 0}
+    lastOpened = nobody
   }
   for (const row of element.querySelectorAll('details.lk-subject')) {
     if (openPeople.has(person(row))) row.open = true
@@ -291,7 +296,6 @@ element.addEventListener('click', ({target}) => {
   if (target.matches('.lk-close-person')) {
     row.open = false
     row.querySelector('summary').focus({preventScroll: true})
-    row.scrollIntoView({block: 'nearest'})
   }
 })
 // The scale of a smear is changed in the line that says it.
