@@ -77,7 +77,7 @@ def test_on_a_phone_each_model_has_room_above_and_below(visits: Callable[..., An
     rooms = page.locator(".lk-models > div").evaluate_all(
         """rows => rows.map(row => {
           const texts = document.createRange()
-          texts.selectNodeContents(row.firstElementChild)
+          texts.selectNodeContents(row.querySelector('.lk-choose') ?? row.firstElementChild)
           const words = texts.getBoundingClientRect()
           const last = row.querySelector('summary') ?? row.lastElementChild
           texts.selectNodeContents(last.firstElementChild ?? last)
@@ -170,6 +170,16 @@ def test_the_chosen_model_has_an_address(visits: Callable[..., Any], look: dict[
     card.filter(has_text="densenet201-ball4").wait_for()
     page.get_by_role("link", name="Cells").first.click()
     page.wait_for_url(lambda url: "card=" not in url)
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=["laptop", "phone"])
+def test_a_model_on_evidence_leads_to_a_cell_that_it_reads(visits: Callable[..., Any], look: dict[str, Any]) -> None:
+    page = opened(visits, "Evidence", "#card h1", **look)
+    link = page.get_by_role("link", name="Try densenet201-ball4 on a cell")
+    assert link.count() == 1, "one of the two is shown"
+    link.click()
+    page.locator('#answer [data-model="leukoscope-densenet201-ball4"]').wait_for()
+    assert "tab=" not in page.url
 
 
 def test_an_address_with_an_unknown_card_says_so_and_forgets_the_name(visits: Callable[..., Any]) -> None:

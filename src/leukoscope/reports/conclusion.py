@@ -40,7 +40,7 @@ class _OutsideCheck:
 
 
 def conclusion(releases: Mapping[str, Metrics]) -> list[str]:
-    """What the metrics of these models say, by their short names: one claim, then at most four lines about it.
+    """What the metrics of these models say, by their short names: one claim, then at most three lines about it.
 
     Further people come first, then cell size alone. Each line can stand alone; there is none without a model.
     """
@@ -50,7 +50,7 @@ def conclusion(releases: Mapping[str, Metrics]) -> list[str]:
 
 
 def _on_further_people(releases: Mapping[str, Metrics]) -> list[str]:
-    """Which model recognised most cells of further people, whether clearly, and which was not measured on them."""
+    """Which model recognised most cells of further people and whether clearly, and who these people are."""
     checks = {name: _outside_check(name, metrics) for name, metrics in releases.items() if _has_check(metrics)}
     if not checks:
         if any(text.measured_on_people(metrics) for metrics in releases.values()):
@@ -59,16 +59,14 @@ def _on_further_people(releases: Mapping[str, Metrics]) -> list[str]:
     if len({check.test for check in checks.values()}) > 1:
         unlike = "The models were not checked alike on further people."
         return [unlike, "Their figures cannot be compared.", *_who_the_people_are(releases)]
-    claim, *beside_others = _most_recognised(list(checks.values()))
-    unmeasured = [name for name in releases if name not in checks]
-    if unmeasured:
-        were = "was" if len(unmeasured) == 1 else "were"
-        beside_others.append(f"{_names_or_number(unmeasured)} {were} not measured on further people.")
-    lines = [claim, *_who_the_people_are(releases)]
-    if beside_others:
-        lines.append(" ".join(beside_others))
-    if any(metrics["further_subjects"].get("earlier_weights") for metrics in releases.values() if _has_check(metrics)):
-        lines.append("Earlier weights come from an earlier training of the same recipe.")
+    earlier = [name for name in checks if releases[name]["further_subjects"].get("earlier_weights")]
+    lines = [_most_recognised(list(checks.values())), *_who_the_people_are(releases)]
+    if earlier:
+        were = "was" if len(earlier) == 1 else "were"
+        lines.append(
+            f"Earlier weights: {_names_or_number(earlier)} {were} measured on them after an earlier training, "
+            "not with the weights that answer here."
+        )
     return lines
 
 
@@ -85,40 +83,34 @@ def _has_check(metrics: Metrics) -> bool:
 def _outside_check(model: str, metrics: Metrics) -> _OutsideCheck:
     further = metrics["further_subjects"]
     labels = tuple(metrics["labels"])
-    name = f"{model} (earlier weights)" if further.get("earlier_weights") else model
     by_person = further.get("balanced_accuracy_by_subject")
     test = _Test(further.get("data"), further["subjects"], further.get("cells"), labels, by_person is not None)
     if by_person is None:  # an older check, in which people with many cells count more
         shares = [further[f"recall_{label}"]["value"] for label in labels]
-        return _OutsideCheck(name, sum(shares) / len(shares), None, test)
+        return _OutsideCheck(model, sum(shares) / len(shares), None, test)
     interval = by_person if by_person.get("low") is not None else None
-    return _OutsideCheck(name, by_person["value"], interval, test)
+    return _OutsideCheck(model, by_person["value"], interval, test)
 
 
-def _most_recognised(checks: Sequence[_OutsideCheck]) -> list[str]:
-    """How many cells the best model recognised, and how it compares with the others; all were checked alike."""
+def _most_recognised(checks: Sequence[_OutsideCheck]) -> str:
+    """How many cells the best model recognised, and whether clearly more than others; all were checked alike."""
     best, *others = sorted(checks, key=lambda check: -check.share)
     person = "person’s" if best.test.people == 1 else "people’s"
     classes = "both classes" if len(best.test.labels) == 2 else "all classes"
     whose = f"Of {best.test.people} further {person} cells of {classes}"
     figure = f"{hundred(best.share)} of 100"
     if best.interval:
-        figure += f" (95 % interval {hundred(best.interval['low'])}–{hundred(best.interval['high'])})"
-    equal = [other.model for other in others if hundred(other.share) == hundred(best.share)]
-    close = [other for other in others if not best.is_clearly_above(other)]
+        figure += f" (95 %: {hundred(best.interval['low'])}–{hundred(best.interval['high'])})"
     if not others:
-        return [f"{whose}, {best.model} recognised {figure}."]
+        return f"{whose}, {best.model} recognised {figure}."
+    equal = [other.model for other in others if hundred(other.share) == hundred(best.share)]
     if equal:
-        return [f"{whose}, {best.model} recognised {figure}.", f"{_names_or_number(equal)} recognised as many."]
-    most = f"{whose}, {best.model} recognised most: {figure}."
-    if not close:
-        others_named = _names_or_number([other.model for other in others])
-        return [most, f"{best.model} is clearly better than {others_named}: the 95 % intervals do not overlap."]
-    why = "their 95 % intervals overlap"
-    if any(check.interval is None for check in (best, *close)):
-        why = "not all of them have a 95 % interval"
-    close_named = _names_or_number([other.model for other in close])
-    return [most, f"{best.model} is not clearly better than {close_named}: {why}."]
+        return f"{whose}, {best.model} recognised {figure}, {_names_or_number(equal)} as many."
+    close = [other.model for other in others if not best.is_clearly_above(other)]
+    most = f"{whose}, {best.model} recognised most: {figure}"
+    if close:
+        return f"{most}, not clearly more than {_names_or_number(close)}."
+    return f"{most}, clearly more than {_names_or_number([other.model for other in others])}."
 
 
 def _names_or_number(names: Sequence[str]) -> str:

@@ -14,7 +14,6 @@ from leukoscope.reports import release_tables, text
 
 # C-NMC's file names, whose subjects many releases were trained on.
 _SUBJECT = re.compile(r"UID_(H?\d+)_")
-_EARLIER_WEIGHTS = "earlier weights"
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,6 @@ class TrustRow:
         return ", ".join(part for part in (self.people, self.test) if part)
 
     @property
-    def explained_caveat(self) -> str:
-        """The caveat for a place where nothing else explains it."""
-        return self.caveat.replace(_EARLIER_WEIGHTS, "measured with the weights of an earlier training")
-
-    @property
     def sentence(self) -> str:
         """The measurement in words."""
         if not self.meters:
@@ -85,7 +79,7 @@ def _further_people(metrics: Mapping[str, Any]) -> TrustRow:
         return TrustRow("Further people", "not measured on further people")
     caveats = []
     if further.get("earlier_weights"):
-        caveats = [_EARLIER_WEIGHTS]
+        caveats = ["earlier weights"]
     labels = metrics.get("labels") or ()
     keys = [f"recall_{label}_by_subject" for label in labels]
     if not all(key in further for key in keys):

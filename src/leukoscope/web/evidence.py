@@ -140,7 +140,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     summary_meters: tuple[trust.Meter, ...] = ()
     for row in trust_rows:
         if row.meters:
-            whom = ", ".join(part for part in (row.people, row.test, row.explained_caveat) if part)
+            whom = ", ".join(part for part in (row.people, row.test, row.caveat) if part)
             summary = f"{whom}: of 100, recognised"
             summary_meters = row.meters
             break
@@ -166,7 +166,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "size_is_measured": _auroc_of_size(metrics) is not None,
         "worst_change": _unbroken(worst_change),
         "measured": ", ".join(what for what, is_measured in measured.items() if is_measured),
-        "healthy": _NOT_MEASURED if healthy == "–" else f"{healthy} of 100",
+        "healthy": _NOT_MEASURED if healthy == "–" else f"{healthy}\u00a0of\u00a0100",
         "maps": maps,
         "data": text.model_text(metrics) or "not told",
     }
