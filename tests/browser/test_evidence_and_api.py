@@ -202,13 +202,13 @@ def test_what_the_last_line_says_is_read_without_scrolling_and_moves_nothing(vis
             summary = foot.locator("summary", has_text=name)
             summary.focus()
             page.keyboard.press("Enter")
-            text = foot.locator("details[open] > p")
+            text = foot.locator("details[open] > div")
             assert text.count() == 1, "one at a time"
             box = text.bounding_box()
             assert box["y"] >= 0 and box["y"] + box["height"] <= look["viewport"]["height"]
             assert box["x"] >= 0 and box["x"] + box["width"] <= look["viewport"]["width"]
-            lefts = text.locator("span").evaluate_all("lines => lines.map((line) => line.getBoundingClientRect().x)")
-            assert len(lefts) >= 3 and len(set(lefts)) == 1, "each sentence starts a line"
+            lefts = text.locator("dd").evaluate_all("lines => lines.map((line) => line.getBoundingClientRect().x)")
+            assert len(lefts) >= 3 and len(set(lefts)) == 1, "each topic starts a line"
             assert before == (foot.bounding_box(), page.evaluate("document.documentElement.scrollHeight"))
         page.keyboard.press("Escape")
         assert not foot.locator("details[open]").count()
@@ -216,6 +216,9 @@ def test_what_the_last_line_says_is_read_without_scrolling_and_moves_nothing(vis
         summary.click()
         assert text.is_visible()
         summary.click()
+        assert not text.is_visible()
+        summary.click()
+        text.get_by_role("button", name="Close").click()
         assert not text.is_visible()
 
 

@@ -315,14 +315,18 @@ def test_a_map_beside_the_nuclei_of_a_smear_is_a_caution(models: ModelCache) -> 
         assert ("lies on nuclei, which fill" in drawn.decision_text().because) != on_nuclei
 
 
-def test_a_caution_that_cites_a_map_says_that_the_maps_failed_their_checks(cell: Row) -> None:
+def test_a_map_that_failed_its_checks_is_no_caution_beside_the_verdict(cell: Row) -> None:
     decision = Decision("ALL", (Reason("explanation_off_cell", 0.6, 0.63),))
     for passed in (True, False, None):
         metrics = {**cell.metrics, "heat_maps": {"method": "evidence", "passed": passed}}
         row = replace(cell, metrics=metrics, prediction=replace(cell.known, decision=decision))
-        caution = " ".join(row.caveats())
-        assert "60\u00a0% of its map lies on the cell" in caution
-        assert ("This model's maps failed our checks." in caution) == (passed is False)
+        said = "60\u00a0% of its map lies on the cell"
+        assert (said in " ".join(row.caveats())) == (passed is not False)
+        # Where the map is explained, and where the answer is all that is read, both are said.
+        page = stage.cell_answer(Answer(row.picture, (row,)), 0)
+        assert said in page.partition("Map and model")[2]
+        because = row.decision_text().because
+        assert said in because and ("This model's maps failed our checks." in because) == (passed is False)
 
 
 def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache) -> None:
@@ -340,13 +344,24 @@ def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache
     assert "Nucleus covered" in shown
     assert "No nucleus is told apart" in stage.cell_picture(cell, view="covered", forms={})
     unsure = replace(cell, prediction=replace(cell.known, decision=Decision("abstain")))
-    assert "<b>not sure</b> <small>ALL" in stage.cell_picture(cell, view="covered", forms={"nucleus": unsure})
+    shown = stage.cell_picture(cell, view="covered", forms={"nucleus": unsure})
+    assert re.search(r"<b>ALL\s[\d>]+\s%</b> <small>not sure</small>", shown)
+
+
+def test_a_covered_part_shows_the_share_of_the_class_where_no_class_is_given(cell: Row) -> None:
+    """All that stood there was "unlike", for every part."""
+    prediction = replace(cell.known, decision=Decision(OUT_OF_DISTRIBUTION), probabilities={"ALL": 0.31, "HEM": 0.69})
+    shown = stage.cell_picture(cell, view="covered", forms={"nucleus": replace(cell, prediction=prediction)})
+    assert "<b>ALL\u00a031\u00a0%</b> <small>unlike</small>" in shown
+    assert "Unlike the training cells, so no class: the share of ALL shows which part counts." in shown
 
 
 def test_spots_stained_darker_are_no_nucleus(cell: Row, models: ModelCache) -> None:
     spotted = Picture.opened(Image.fromarray(draw_cell("ALL", subject=5, cell=1, seed=1).image), "spotted")
     assert list(spotted.parts) == ["outside"]
-    assert list(covered(replace(cell, picture=spotted), models)) == ["outside"]
+    outside = covered(replace(cell, picture=spotted), models)["outside"]
+    changed = (np.asarray(outside.picture.image) != np.asarray(spotted.image)).any(axis=2)
+    assert changed[spotted.parts["outside"]].all(), "it was painted black on black: covered, and as given"
 
 
 _NUCLEUS = (66, 26, 78)
@@ -515,6 +530,8 @@ def test_a_saved_cell_without_a_class_has_dots_as_grey_as_its_bar_and_its_limit_
     models: ModelCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unsure = ask(example(6), models, "cnmc")
+    # An orientation in which it is sure has the colour of its class.
+    unsure = replace(unsure, prediction=replace(unsure.known, views=8 * (unsure.known.probabilities,)))
     limit = stage.limit_on_bar(unsure)
     assert limit is not None and limit.words == "HEM from 72\u00a0%"
     assert limit.words in unescape(stage.cell_answer(Answer(unsure.picture, (unsure,)), 0))

@@ -340,7 +340,7 @@ def test_the_privacy_text_is_folded() -> None:
     assert isinstance(about, gradio.HTML)
     before, folded = about.value.split("<summary>Privacy</summary>")
     assert (
-        before.endswith('<details name="foot">')
+        before.rstrip().endswith('<details name="foot">')
         and "No visit is logged" not in before
         and "ALL: a blast of acute" in before
     )

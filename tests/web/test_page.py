@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -326,6 +327,10 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     assert text.count("Back to the smear") == 2 and ">← Smear</button>" in text and ">Cell 2</span>" in text
     assert isinstance(on_stage(visit)[0], Answer) and on_stage(visit)[1] is read
     assert not visit.recent, "it is opened again from its smear"
+    assert re.search(r"· \d+ µm², nucleus \d+\s% of it", text) and 'data-act="cell:2"' in text
+    list(click(page, visit, "view:turned"))
+    next_text = shown(page, click(page, visit, "cell:2"))
+    assert ">Cell 3</span>" in next_text and "lk-shows-turned" in next_text and on_stage(visit)[1] is read
     shown(page, click(page, visit, "back"))
     assert on_stage(visit) == (read, None)
     shown(page, click(page, visit, "read:other"))

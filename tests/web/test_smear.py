@@ -56,7 +56,11 @@ def test_a_box_without_a_class_says_so_not_by_its_colour_alone(result: Smear) ->
         assert cell.prediction is not None
         cells.append(replace(cell, prediction=replace(cell.prediction, decision=Decision(outcome))))
     page = unescape(smear_picture(replace(result, reading=replace(result.reading, cells=tuple(cells)))))
-    for number, mark, words in ((1, "ALL", "ALL "), (2, "?", "not sure, "), (3, "–", "unlike its training cells")):
+    for number, mark, words in (
+        (1, "ALL", "ALL "),
+        (2, "?", "not sure, "),
+        (3, "no class", "unlike its training cells"),
+    ):
         assert f">{number}<i> {mark}</i></span>" in page
         assert f'title="Cell {number}: {words}' in page and f'aria-label="Cell {number}: {words}' in page
     unsure = cells[1].prediction
@@ -177,6 +181,7 @@ def test_cells_that_are_too_large_at_the_scale_given_are_said_before_the_answer(
     implausible = read_smear(ModelCache({"a": RELEASE}), replace(picture, um_per_pixel=0.3), "a")
     assert verdict(implausible) == "No class: the scale is not plausible", "not the cells are to blame"
     assert "Give the right scale, or 0" in smear_answer(implausible)
+    assert "or a smear stained as those of C-NMC 2019" in smear_answer(implausible), "it may be the right one already"
     measured = replace(implausible, picture=replace(picture, scale_set=False))
     assert "Give its scale in micrometres per pixel" in smear_answer(measured), "it was measured already"
     refused = replace(read, reading=replace(read.reading, cells=()))

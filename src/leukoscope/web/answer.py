@@ -220,10 +220,24 @@ class Row:
         elif self.refused:
             lines.append(text.foreign_text(self.known.decision))
         else:
-            likely = self.known.most_probable
-            reasons = [text.brief_reason(reason, likely) for reason in self.known.decision.reasons]
-            lines.append(" ".join([*reasons, *self._map_cautions()]))
+            lines.append(" ".join(self._doubts()))
         return [line for line in lines if line]
+
+    def _doubts(self) -> list[str]:
+        """Why the model is not sure, or doubts its answer; a map that failed its checks is no reason to."""
+        likely = self.known.most_probable
+        doubts = []
+        for reason in self.known.decision.reasons:
+            if reason is not self.off_cell or not self._off_cell_map_failed:
+                doubts.append(text.brief_reason(reason, likely))
+        if self.known.map_check.passed is not False:
+            doubts.append(self.caution_of_nuclei())
+        return [doubt for doubt in doubts if doubt]
+
+    @property
+    def _off_cell_map_failed(self) -> bool:
+        """Whether the maps by which `off_cell` is told failed their checks."""
+        return MapCheck.from_metrics(self.metrics).passed is False
 
     @property
     def off_cell(self) -> Reason | None:
@@ -269,17 +283,14 @@ class Row:
 
     def _map_cautions(self) -> list[str]:
         """What its map says against the answer beyond the reasons, and whether the model's maps failed their checks."""
-        cautions = []
-        maps_failed = self.off_cell is not None and MapCheck.from_metrics(self.metrics).passed is False
-        caution = self._caution_of_nuclei()
-        if caution:
-            cautions.append(caution)
-            maps_failed = maps_failed or self.known.map_check.passed is False
-        if maps_failed:
+        caution = self.caution_of_nuclei()
+        cautions = [caution] if caution else []
+        off_cell_failed = self.off_cell is not None and self._off_cell_map_failed
+        if off_cell_failed or (caution and self.known.map_check.passed is False):
             cautions.append(text.MAPS_FAILED)
         return cautions
 
-    def _caution_of_nuclei(self) -> str:
+    def caution_of_nuclei(self) -> str:
         """That the map of a smear lies on its nuclei less than an indifferent one; "" where it does not."""
         heat = self.maps.get(self.called())
         nuclei = self.picture.parts.get("nucleus")
@@ -313,20 +324,27 @@ class Row:
         return text.agreement_text(self.known.most_probable, decisions, probable)
 
     def borderline(self) -> str:
-        """Under which changes of 5 % the answer is another; "" where it stays, or is not known."""
-        return text.borderline_text(self.known)
+        """Under which changes of 5 % the answer is another, or in how many larger ones a class; "" for none."""
+        sentence = text.borderline_text(self.known)
+        if not sentence and self.gives_a_class:
+            sentence = text.changes_text(self.known)
+        return sentence
 
-    def pictures(self, label: str) -> tuple[Image.Image, Image.Image | None]:
+    def pictures(self, label: str, *, finer: int = 1) -> tuple[Image.Image, Image.Image | None]:
         """The picture and the map of one class over it, at most 640 px on a side.
 
-        All classes of a picture share one colour scale. A model without maps has no overlay.
+        All classes of a picture share one colour scale. A model without maps has no overlay. Where a small picture is
+        shown enlarged, the map is drawn `finer` times as large, so that the cell's outline has no steps.
         """
         image = self.picture.image.copy()
         image.thumbnail((CELL_SIDE, CELL_SIDE))
         if self.prediction is None or label not in self.maps:
             return image, None
-        left, top, right, bottom = (edge * image.width / self.picture.image.width for edge in self.known.view_box)
-        drawn = overlay(image, self.maps[label], (left, top, right, bottom), opacity=OPACITY, peak=self.peak)
+        below = image
+        if finer > 1:
+            below = image.resize((finer * image.width, finer * image.height), Image.Resampling.BICUBIC)
+        left, top, right, bottom = (edge * below.width / self.picture.image.width for edge in self.known.view_box)
+        drawn = overlay(below, self.maps[label], (left, top, right, bottom), opacity=OPACITY, peak=self.peak)
         return image, drawn
 
     def map_text(self, label: str) -> str:
@@ -494,16 +512,26 @@ def ask(picture: Picture, models: ModelCache, name: str, *, explain: bool = True
     return row
 
 
+def _beside(name: str, parts: Mapping[str, np.ndarray], *, on_black: bool) -> np.ndarray:
+    """(H, W) bool: from where the colour is taken that a part is painted over in."""
+    neighbours = {"nucleus": ("cytoplasm", "outside"), "cytoplasm": ("outside",), "outside": ("cytoplasm",)}
+    for neighbour in neighbours[name]:
+        if neighbour in parts:
+            return parts[neighbour]
+    if on_black:
+        # In its own mean colour, what surrounds a cell would stay black.
+        return ~parts[name]
+    return parts[name]
+
+
 def covered(row: Row, models: ModelCache) -> dict[str, Row]:
     """Part → the row once it is painted over in the mean colour of the part beside it; {} without parts."""
     parts = row.picture.parts
     pixels = np.asarray(row.picture.image)
-    beside = {"nucleus": ("cytoplasm", "outside"), "cytoplasm": ("outside",), "outside": ("cytoplasm", "outside")}
     images = {}
     for name, part in parts.items():
-        neighbour = next(other for other in (*beside[name], name) if other in parts)
         painted = pixels.copy()
-        painted[part] = pixels[parts[neighbour]].mean(axis=0)
+        painted[part] = pixels[_beside(name, parts, on_black=row.picture.on_black)].mean(axis=0)
         images[name] = Image.fromarray(painted)
     if not images:
         return {}

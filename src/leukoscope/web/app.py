@@ -65,17 +65,21 @@ OPEN_FILES = 10_240
 SESSIONS = 120
 # Seen before the page's scripts have come over a slow line; it moves nothing as it comes and goes.
 _LOADING = "Leukoscope. For research only. The page is loading …"
-_PRIVACY = (
-    "An upload is deleted from this server's disk once it is read.",
-    "One that breaks off, is never read or comes from an assistant is deleted within two hours.",
-    "A picture that the API returns is deleted within six minutes.",
-    "Your visit stays in memory for half an hour after the last answer, or an hour once you close the page.",
-    "What the page shows stays until later sessions replace yours or the server stops.",
-    "It also stays in this tab of your browser.",
-    "No visit is logged, and nothing is sent elsewhere.",
-    "The Hugging Face Hub is asked only for models named by Hub id, and for real cells on request.",
-    "Such models stay in this server's cache.",
-)
+_PRIVACY = {
+    "Uploads": (
+        "An upload is deleted from this server's disk once it is read. One that breaks off, is never read or comes "
+        "from an assistant is deleted within two hours."
+    ),
+    "API": "A picture that it returns is deleted within six minutes.",
+    "Your visit": (
+        "It stays in memory for half an hour after the last answer, or an hour once you close the page. What the page "
+        "shows stays until later sessions replace yours or the server stops, and in this tab of your browser."
+    ),
+    "Elsewhere": (
+        "No visit is logged, and nothing is sent elsewhere. The Hugging Face Hub is asked only for models named by Hub "
+        "id, which stay in this server's cache, and for real cells on request."
+    ),
+}
 
 
 def build_demo(models: ModelCache) -> gr.Blocks:

@@ -327,8 +327,16 @@ class Page:
         opened = scene.opened
         if opened is None:
             opened = len(scene.content.rows)
+        next_cell = None
+        if isinstance(scene.behind, Smear) and scene.cell is not None:
+            next_cell = smear_page.next_cell(scene.behind, scene.cell)
         return stage.cell_answer(
-            scene.content, opened, name=_cell_of_batch(scene), address=address, readers=self._smear_readers(visit)
+            scene.content,
+            opened,
+            name=_cell_of_batch(scene) or _measures_of_cell(scene),
+            address=address,
+            readers=self._smear_readers(visit),
+            next_cell=next_cell,
         )
 
     @staticmethod
@@ -619,11 +627,13 @@ class Page:
 
     def open_cell(self, visit: Visit, number: int) -> Iterator[Update]:
         """A cell of a smear or a batch."""
-        content = visit.scene.content
+        whole = visit.scene.whole
         source = visit.scene.source
-        if isinstance(content, Smear):
-            answer = open_cell(content, number)
-            yield Update(Scene(answer, opened=0, behind=content, cell=number, source=source))
+        if isinstance(whole, Smear):
+            answer = open_cell(whole, number)
+            # The next cell is shown as the one before it.
+            view = visit.scene.view
+            yield Update(Scene(answer, opened=0, behind=whole, cell=number, source=source, view=view))
             return
         result = visit.scene.showing(BatchResult)
         if number >= len(result.rows):
@@ -786,4 +796,11 @@ def _cell_of_batch(scene: Scene) -> str:
     """What the cell that is opened from a batch is called; "" for any other picture."""
     if isinstance(scene.behind, BatchResult) and scene.cell is not None:
         return batch_page.cell_name(scene.behind.rows[scene.cell])
+    return ""
+
+
+def _measures_of_cell(scene: Scene) -> str:
+    """The area of the cell that is opened from a smear, and its nucleus; "" for any other picture."""
+    if isinstance(scene.behind, Smear) and scene.cell is not None:
+        return smear_page.measures(scene.behind.reading.cells[scene.cell].cell)
     return ""

@@ -20,8 +20,8 @@ from leukoscope.reports.text import percent
 from leukoscope.web import smear_page
 from leukoscope.web.answer import Row
 from leukoscope.web.smear import Smear, scale_text
-from leukoscope.web.stage import Limit, limit_on_bar
-from leukoscope.web.views import closer, enlarged
+from leukoscope.web.stage import Limit, facts, limit_on_bar
+from leukoscope.web.views import FINER_MAP, closer, enlarged
 
 # The page's light colours, and its sizes doubled, in pixels.
 SHEET_WIDTH = 1120
@@ -36,6 +36,7 @@ INK = "#18141f"
 QUIET = "#5d5868"
 RULE = "#e3e0ea"
 NO_CLASS = "#6d6877"
+FACTS_AT = MARGIN + 170  # where what is said of a topic begins
 WARNING = "#7a4b00"
 WARNING_FILL = "#fff3d6"
 STAGE = "#000000"
@@ -65,13 +66,15 @@ def row_image(row: Row, label: str) -> Image.Image:
     if decided.has_class or limit is not None:
         sheet.shares(row, limit)
     if row.orientations:
-        sheet.text(row.agreement(), QUIET)
-    sheet.text(row.borderline(), QUIET)
+        sheet.orientations(
+            [_outcome_colour(decision.outcome, labels) for decision in row.orientations], row.agreement()
+        )
+    sheet.text(row.borderline(), WARNING)
     if not row.refused:
         sheet.recalls(trust.trust_rows(row.metrics), labels)
     sheet.rule()
-    for sentence in _details(row, label):
-        sheet.text(sentence, QUIET)
+    for topic, sentences in facts(row, label).items():
+        sheet.fact(topic, sentences)
     return sheet.finished()
 
 
@@ -124,19 +127,6 @@ def _outcome_colour(outcome: str, labels: Sequence[str]) -> str:
     return _colour(outcome, labels) if outcome in labels else NO_CLASS
 
 
-def _details(row: Row, label: str) -> list[str]:
-    """What the page opens under "Map and model"."""
-    sentences = [
-        trust.about_further_people(row.metrics),
-        text.trust_text(row.known.decision, row.metrics),
-        row.map_text(label),
-    ]
-    if row.maps:
-        check = row.known.map_check
-        sentences += [check.text, text.MAP_CAVEATS[check.method]]
-    return [*sentences, f"{text.about_model(row.model, row.known.revision)}."]
-
-
 def _colour(label: str, labels: Sequence[str]) -> str:
     return CLASS_COLOURS[colour_place(label, labels)]
 
@@ -144,7 +134,11 @@ def _colour(label: str, labels: Sequence[str]) -> str:
 def _stage(row: Row, label: str) -> Image.Image:
     """Cell and map on black, the map with its scale; the colours of the file as they are."""
     zoom = enlarged(row)
-    pictures = [ImageOps.contain(closer(picture, zoom), (SIDE, SIDE)) for picture in row.pictures(label) if picture]
+    pictures = [
+        ImageOps.contain(closer(picture, zoom), (SIDE, SIDE))
+        for picture in row.pictures(label, finer=FINER_MAP)
+        if picture
+    ]
     height = max(picture.height for picture in pictures)
     failed = bool(row.maps) and trust.maps_passed(row.metrics) is False
     lines = 2 if failed else 1
@@ -195,6 +189,24 @@ class _Sheet:
         for line in _wrapped(sentence, font, SHEET_WIDTH - 2 * MARGIN - 2 * indent):
             self.pen.text((MARGIN + indent, self.top), line, ink, font)
             self.top += 1.4 * size
+
+    def fact(self, topic: str, sentences: str) -> None:
+        """A topic, and beside it what is said of it; nothing for ""."""
+        if not sentences:
+            return
+        self.pen.text((MARGIN, self.top), topic, QUIET, _font(TEXT))
+        for line in _wrapped(sentences, _font(TEXT), SHEET_WIDTH - MARGIN - FACTS_AT):
+            self.pen.text((FACTS_AT, self.top), line, INK, _font(TEXT))
+            self.top += LINE
+        self.top += 6
+
+    def orientations(self, colours: Sequence[str], sentence: str) -> None:
+        """A dot for the answer in each orientation, and in how many it is the same."""
+        middle = self.top + TEXT * 0.62
+        for place, colour in enumerate(colours):
+            left = MARGIN + 26 * place
+            self.pen.ellipse((left, middle - 9, left + 18, middle + 9), colour)
+        self.text(sentence.rstrip("."), QUIET, indent=26 * len(colours) + 12)
 
     def verdict(self, sentence: str, colour: str) -> None:
         """The verdict with a dot in the colour of its class."""

@@ -49,6 +49,18 @@ def cell_size(cell: SmearCell) -> tuple[float, float]:
     return cell.nucleus_area / max(share, 1e-6), share
 
 
+def measures(cell: SmearCell) -> str:
+    """The area of a whole cell and its nucleus's share, in words."""
+    area, nucleus = cell_size(cell)
+    return f"{area:.0f} µm², nucleus {percent(nucleus)} of it"
+
+
+def next_cell(smear: Smear, number: int) -> int | None:
+    """Number of the whole cell after this one, after the last the first; None where there is no other."""
+    others = [other for other in smear.whole if other != number]
+    return next((other for other in others if other > number), others[0] if others else None)
+
+
 def verdict(smear: Smear) -> str:
     """What the cells of a smear look like, in one sentence."""
     reading = smear.reading
@@ -59,9 +71,14 @@ def verdict(smear: Smear) -> str:
         return "No whole white cell found"
     if smear.is_foreign and _doubts_of_scale(smear):
         return "No class: the scale is not plausible"
-    if smear.is_foreign or sum(counts[outcome] for outcome in REFUSED) == len(smear.whole):
+    if _is_refused(smear):
         return "No class: unlike the cells it knows"
     return counts_text(counts, reading.labels)
+
+
+def _is_refused(smear: Smear) -> bool:
+    """Whether none of its cells gets a class because they are unlike the training cells."""
+    return smear.is_foreign or sum(smear.reading.counts[outcome] for outcome in REFUSED) == len(smear.whole)
 
 
 def counts_text(counts: Mapping[str, int], labels: Sequence[str], *, in_figures: bool = False) -> str:
@@ -111,8 +128,8 @@ def smear_picture(smear: Smear) -> Markup:
     image = smear.picture.image
     reading = smear.reading
     width, height = image.size
-    boxes = [_box(smear, number) for number in range(len(reading.cells))]
-    crowded = len(boxes) > MOST_BOXES_WITH_CLASS
+    crowded = len(reading.cells) > MOST_BOXES_WITH_CLASS
+    boxes = [_box(smear, number, crowded=crowded) for number in range(len(reading.cells))]
     # Where a cell lies along the upper edge, name and scale stand above the picture.
     has_bar = any(box["top"] < CAPTION_SHARE for box in boxes)
     _add_flags(boxes, width / height, crowded=crowded, top=0.0 if has_bar else CAPTION_SHARE)
@@ -135,13 +152,13 @@ def smear_picture(smear: Smear) -> Markup:
 
 
 def mark(cell: CellReading, labels: Sequence[str]) -> str:
-    """What stands beside a cell's number: its class, "?" where the model is not sure, "–" for any other."""
+    """What stands beside a cell's number: its class, "?" where the model is not sure, "no class" for any other."""
     if cell.outcome in labels:
         return cell.outcome
-    return "?" if cell.outcome == ABSTAIN else "–"
+    return "?" if cell.outcome == ABSTAIN else "no class"
 
 
-def _box(smear: Smear, number: int) -> dict[str, Any]:
+def _box(smear: Smear, number: int, *, crowded: bool) -> dict[str, Any]:
     """The box of a cell, its place in shares of the picture's width and height."""
     cell = smear.reading.cells[number]
     labels = smear.reading.labels
@@ -156,7 +173,7 @@ def _box(smear: Smear, number: int) -> dict[str, Any]:
         "height": (bottom - top) / height,
         "colour": colour(cell.outcome, labels),
         "words": title_words(cell, labels),
-        "mark": mark(cell, labels),
+        "mark": "–" if crowded and cell.outcome in REFUSED else mark(cell, labels),
         "is_class": is_class,
         "form": "lk-cut" if cell.outcome == AT_EDGE else form(cell.outcome),
         "opens": cell.outcome != AT_EDGE,
@@ -208,6 +225,7 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address =
         model=reading.model,
         summary=summary(smear),
         verdict=verdict(smear),
+        is_refused=_is_refused(smear),
         caveats=caveats(smear),
         counts=outcome_counts(reading.counts, reading.labels),
         notes=notes,
@@ -274,12 +292,12 @@ def _whole_picture_line(row: Row) -> dict[str, Any]:
 
 def _help_text(smear: Smear) -> str:
     """What to do about a smear whose cells are foreign."""
-    if smear.picture.scale_set:
-        return "Give the right scale, or 0, for which it is measured (“change” on the picture)."
-    if _doubts_of_scale(smear):
-        return "Give its scale in micrometres per pixel (“change” on the picture)."
     source = trained_on(smear.metrics)
     stained = f" stained as those of {source.title}" if source else ""
+    if smear.picture.scale_set:
+        return f"Give the right scale, or 0, for which it is measured (“change” on the picture); or a smear{stained}."
+    if _doubts_of_scale(smear):
+        return "Give its scale in micrometres per pixel (“change” on the picture)."
     return f"Give a smear{stained}; or train or recalibrate a model on such cells."
 
 
@@ -372,7 +390,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
     thumbnail = alone
     if dark:
         thumbnail = with_painted_rim(alone)
-    area, nucleus = cell_size(cell.cell)
+    area, _ = cell_size(cell.cell)
     caption = cell_words(cell, labels)
     if cell.outcome in REFUSED:
         caption = UNLIKE_TRAINING
@@ -391,5 +409,5 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
         "words": caption,
         "share": share,
         "area": f"{area:.0f}\u00a0µm²",
-        "title": f"Cell {number + 1}: {words}, {area:.0f} µm², nucleus {percent(nucleus)} of it; open it",
+        "title": f"Cell {number + 1}: {words}, {measures(cell.cell)}; open it",
     }

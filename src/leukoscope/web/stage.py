@@ -147,13 +147,20 @@ def _next_example(picture: Picture) -> int:
 
 
 def cell_answer(
-    answer: Answer, opened: int, *, name: str = "", address: Address = NO_ADDRESS, readers: Sequence[str] = ()
+    answer: Answer,
+    opened: int,
+    *,
+    name: str = "",
+    address: Address = NO_ADDRESS,
+    readers: Sequence[str] = (),
+    next_cell: int | None = None,
 ) -> Markup:
     """The right of the stage: the open model's answer, then a line for each other model.
 
     Args:
-        name: what a cell of a batch is called; "" for any other.
+        name: what a cell of a batch is called, or what was measured of one of a smear; "" for any other.
         readers: models that can read the smear that it was opened from.
+        next_cell: number of the smear's cell after it; None for no other.
     """
     row = None
     if opened < len(answer.rows):
@@ -180,6 +187,7 @@ def cell_answer(
         name=name,
         address=address,
         readers=readers,
+        next_cell=next_cell,
     )
 
 
@@ -215,11 +223,6 @@ def _opened(row: Row) -> dict[str, Any]:
     labels = list(row.known.probabilities)
     left, top, right, bottom = row.known.view_box
     whole = row.picture.image.size
-    check = row.known.map_check
-    borderline = row.borderline()
-    if not borderline and decision.has_class:
-        borderline = text.changes_text(row.known)
-    about_maps = f"{check.text} {text.MAP_CAVEATS[check.method]}" if row.maps else ""
     return {
         "verdict": row.verdict(),
         "has_class": decision.has_class,
@@ -231,23 +234,36 @@ def _opened(row: Row) -> dict[str, Any]:
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(decision.outcome, labels) for decision in row.orientations],
         "agreement": row.agreement(),
-        "borderline": borderline,
+        "borderline": row.borderline(),
         "maps": trust.maps_passed(row.metrics),
         "reads_whole_pictures": row.reads_whole_pictures,
         "trust": trust.trust_rows(row.metrics) if not row.refused else (),
         "labels": labels,
         "colours": {label: class_colour(row, label) for label in labels},
         "facts": {
-            "Further people": trust.about_further_people(row.metrics),
-            "Its answers": text.trust_text(row.known.decision, row.metrics),
-            "This map": " ".join([row.map_text(called), row.off_cell.text if row.off_cell is not None else ""]).strip(),
-            "Its maps": about_maps,
-            "Model": f"{row.model}, {row.known.revision[:12] or 'local files'}",
+            **facts(row, called),
             "Trained on": text.model_text(row.metrics).removeprefix("Trained on ") or "not told",
             "Picture": row.picture.remark if row.picture.field_share is not None else "",
             "Seen by the model": f"{right - left:.0f} × {bottom - top:.0f} of {whole[0]} × {whole[1]} pixels",
         },
         "can_save": not row.pending,
+    }
+
+
+def facts(row: Row, label: str) -> dict[str, str]:
+    """What stands behind an answer, topic → sentences, "" for none; the map is that of this class."""
+    check = row.known.map_check
+    map_sentences = [
+        row.map_text(label),
+        row.off_cell.text if row.off_cell is not None else "",
+        row.caution_of_nuclei(),
+    ]
+    return {
+        "Further people": trust.about_further_people(row.metrics),
+        "Its answers": text.trust_text(row.known.decision, row.metrics),
+        "This map": " ".join(sentence for sentence in map_sentences if sentence),
+        "Its maps": f"{check.text} {text.MAP_CAVEATS[check.method]}" if row.maps else "",
+        "Model": f"{row.model}, {row.known.revision[:12] or 'local files'}",
     }
 
 

@@ -26,6 +26,7 @@ FILLS = 0.68  # share of the stage's side that a cell cut out on black fills whe
 FILLS_FORM = 0.88  # the same of a form's picture
 FORM_SIDE = 400  # pixels of a form's picture
 MOST_ENLARGED = 2.2
+FINER_MAP = 2  # how many times as large as its picture a map is drawn, which is shown enlarged
 _COVERED = {
     "": "As given",
     "nucleus": "Nucleus covered",
@@ -104,7 +105,7 @@ def _zoomable(row: Row, label: str, rows: Sequence[Row] = (), reader: str = "") 
     `rows` are the answers of all models: one whose maps passed is offered where those of the open one failed. Where
     none did, `reader` is, a model that can read the cell, too.
     """
-    original, overlaid = row.pictures(label)
+    original, overlaid = row.pictures(label, finer=FINER_MAP)
     width, height = row.picture.image.size
     left, top, right, bottom = row.known.view_box if row.prediction else (0.0, 0.0, width, height)
     frame = {
@@ -194,6 +195,15 @@ def _answered(decision: Decision, probabilities: Mapping[str, float], label: str
     return share, ""
 
 
+def _why_no_class(decision: Decision) -> str:
+    """Why a form of the cell gets no class, in a word; "" where it gets one."""
+    if decision.outcome in REFUSED:
+        return UNLIKE_TRAINING
+    if decision.label is None:
+        return outcome_text(decision.outcome)
+    return ""
+
+
 def _draw_covered(shown: Shown) -> Markup:
     row = shown.row
     forms = shown.forms
@@ -202,13 +212,17 @@ def _draw_covered(shown: Shown) -> Markup:
     called = row.called()
     forms_of_cell = []
     for part, form in {"": row, **forms}.items():
-        answered = _answered(form.known.decision, form.known.probabilities, called)
-        forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, answered, _COVERED[part]))
+        title = _COVERED[part]
+        if part == "outside" and row.picture.on_black:
+            title = "Background covered"
+        probability = form.known.probabilities[called]
+        answered = (f"{called}\u00a0{percent(probability)}", _why_no_class(form.known.decision))
+        forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, answered, title))
     sentence = ""
     if "nucleus" not in forms:
         sentence = "No nucleus is told apart in this picture."
-    elif all(form.refused for form in forms.values()):
-        sentence = "With any part covered, it is unlike the training cells and gets no class."
+    elif any(form.refused for form in forms.values()):
+        sentence = f"Unlike the training cells, so no class: the share of {called} shows which part counts."
     return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=False)
 
 
