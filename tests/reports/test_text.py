@@ -18,11 +18,13 @@ from leukoscope.reports.text import (
     brief_reason,
     class_words,
     decision_text,
+    digits_of_limit,
     foreign_text,
     map_text,
     meanings_text,
     model_text,
     percent,
+    percentages,
     question,
     recall_text,
     robustness_text,
@@ -120,13 +122,32 @@ def test_evidence_weaker_than_another_class_s_is_said() -> None:
         (0.75, "Probably a leukaemic blast", "The model leans towards ALL (leukaemic blast): 75 %."),
         # Beside the limit of a release, .637, a class is a class.
         (0.701, "Probably a leukaemic blast", "The model leans towards ALL (leukaemic blast): 70 %."),
-        (0.699, "Not sure", "Not sure: ALL 70 %, HEM 30 %."),
+        (0.699, "Not sure", "Not sure: ALL 69.9 %, HEM 30.1 %."),
     ],
 )
 def test_all_words_follow_from_the_one_decision(probability: float, short: str, headline: str) -> None:
     text = text_of(probability, ood_score=0.5)
     assert (text.short, text.headline) == (short, headline)
     assert text.has_class == (probability >= 0.7) == ("Not sure" not in text.headline)
+
+
+@pytest.mark.parametrize(
+    ("limit", "share", "shown", "shown_limit"),
+    [
+        (0.717784, 0.7172, "71.7 %", "72 %"),
+        (0.717784, 0.66, "66 %", "72 %"),
+        (0.717784, 0.7177, "71.77 %", "72 %"),
+        (0.823087, 0.822, "82 %", "82.3 %"),
+    ],
+)
+def test_the_percentage_of_an_unsure_cell_lies_below_the_limit(
+    limit: float, share: float, shown: str, shown_limit: str
+) -> None:
+    """A cell that was not sure had 72 % where a class was given from 72 %."""
+    probabilities = {"ALL": share, "HEM": 1 - share}
+    decision = Thresholds(abstain_below=limit).decide(probabilities)
+    assert percentages(probabilities, decision)["ALL"].replace("\u00a0", " ") == shown
+    assert percent(limit, digits_of_limit(limit)).replace("\u00a0", " ") == shown_limit
 
 
 def test_the_class_names_an_unknown_label_plainly() -> None:

@@ -546,6 +546,13 @@ def test_a_saved_cell_without_a_class_has_dots_as_grey_as_its_bar_and_its_limit_
     monkeypatch.setattr(trust, "trust_rows", lambda _metrics: ())  # their meters have the colours of the classes
     below_the_stage = np.asarray(row_image(unsure, "HEM"))[650:]
     assert limit.words in written, "the picture says what the page says"
+    shares = {"ALL": 0.2828, "HEM": 0.7172}
+    near = replace(unsure, prediction=replace(unsure.known, probabilities=shares, decision=Decision(ABSTAIN, (
+        Reason("low_confidence", 0.7172, unsure.thresholds.abstain_below),
+    ))))  # fmt: skip
+    row_image(near, "HEM")
+    assert any(words.startswith("71.7\u00a0% ") for words in written), "it rounds to the limit"
+    assert "<b>71.7\u00a0%</b>" in stage.cell_answer(Answer(near.picture, (near,)), 0)
     for class_colour in CLASS_COLOURS[:2]:
         assert not (below_the_stage == ImageColor.getrgb(class_colour)).all(axis=2).any()
 

@@ -385,6 +385,10 @@ def test_a_cell_that_is_not_sure_has_its_probability_and_a_person_s_is_that_of_t
     result = replace(RESULT, rows=rows, metrics={**JUDGED, "decisions": unsure})
     page = batch_picture(result)
     assert "<b>blast? 60\u00a0%</b>" in page and "a: not sure, blast 60\u00a0%" in page
+    near = {"ALL": 0.797, "HEM": 0.203}
+    close = replace(abstained, probabilities=near, decision=Thresholds(0.8).decide(near, Checks()))
+    near_the_limit = batch_picture(replace(result, rows=(replace(rows[0], prediction=close), *rows[1:])))
+    assert "<b>blast? 79.7\u00a0%</b>" in near_the_limit and "a: not sure, blast 79.7\u00a0%" in near_the_limit
     assert person_answer(result, "2").detail == "probability 95\u00a0%"
     assert person_sentences(result, "2")[0] == "Other cells of this person would give a probability of 95\u00a0%."
 

@@ -19,7 +19,7 @@ from scipy.ndimage import distance_transform_edt
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.smear import Scale
-from leukoscope.inference.prediction import Decision
+from leukoscope.inference.prediction import Decision, Thresholds
 from leukoscope.inference.smear import colour_place
 from leukoscope.reports.text import outcome_text, percent
 from leukoscope.web.answer import Picture, ask
@@ -29,7 +29,7 @@ from leukoscope.web.export import save_smear
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.saved_picture import _Sheet
 from leukoscope.web.smear import RIM, Smear, example_smear, open_cell, painted_rim, read_smear, with_painted_rim
-from leukoscope.web.smear_page import smear_answer, smear_picture, verdict
+from leukoscope.web.smear_page import smear_answer, smear_picture, title_words, verdict
 from leukoscope.web.upload import FIELD_LIMIT
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
@@ -67,6 +67,10 @@ def test_a_box_without_a_class_says_so_not_by_its_colour_alone(result: Smear) ->
     assert unsure is not None
     share = f"{unsure.most_probable} {percent(unsure.probabilities[unsure.most_probable])}"
     assert f"Cell 2: not sure, {share}; open it" in page, "what it is nearest to, as of a single cell"
+    near = {"ALL": 0.717, "HEM": 0.283}
+    decided = Thresholds(abstain_below=0.7178).decide(near)
+    near_the_limit = replace(cells[1], prediction=replace(unsure, probabilities=near, decision=decided))
+    assert title_words(near_the_limit, ("ALL", "HEM")) == "not sure, ALL 71.7\u00a0%"
 
 
 def test_a_cell_along_the_upper_edge_has_the_name_of_its_smear_above_it(result: Smear) -> None:

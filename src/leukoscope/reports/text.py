@@ -50,6 +50,7 @@ FOREIGN_SENTENCE = (
 )
 # From this probability on, the text says "Looks like" rather than "Probably".
 FIRM = 0.9
+_MOST_DIGITS = 5  # of a percentage
 _IN_FULL = {"ALL": "a blast of acute lymphoblastic leukaemia", "HEM": "a normal cell, a B-cell precursor"}
 _BRIEF_NOUNS = {"ALL": "a blast"}
 _BRIEF_ADJECTIVES = {"HEM": "normal"}
@@ -100,13 +101,29 @@ def meanings_text(labels: Sequence[str]) -> str:
     return " ".join(sentences)
 
 
-def percent(share: float) -> str:
-    """A share in [0, 1] as a whole percentage that never rounds to certainty."""
+def percent(share: float, digits: int = 0) -> str:
+    """A share in [0, 1] as a percentage, by default a whole one, that never rounds to certainty."""
     if 0 < share < 0.01:
         return "<1\u00a0%"
     if 0.99 < share < 1:
         return ">99\u00a0%"
-    return f"{share:.0%}".replace("%", "\u00a0%")
+    return f"{share:.{digits}%}".replace("%", "\u00a0%")
+
+
+def percentages(probabilities: Mapping[str, float], decision: Decision) -> dict[str, str]:
+    """Class → its percentage; where none reached the limit, with digits enough that none rounds up to it."""
+    limit = next((reason.limit for reason in decision.reasons if reason.code == "low_confidence"), None)
+    digits = 0
+    if limit is not None:
+        highest = max(probabilities.values())
+        while digits < _MOST_DIGITS and round(100 * highest, digits) >= 100 * limit:
+            digits += 1
+    return {label: percent(share, digits) for label, share in probabilities.items()}
+
+
+def digits_of_limit(limit: float) -> int:
+    """With how many digits a limit's percentage is shown: none, one where the whole percentage lies below the limit."""
+    return 0 if round(limit, 2) >= limit else 1
 
 
 def named(label: str) -> str:
@@ -125,11 +142,12 @@ def decision_text(decision: Decision, probabilities: Mapping[str, float], metric
     """A decision in words, all of which follow from it; `metrics` are the release's."""
     reasons = " ".join(reason.text for reason in decision.reasons)
     if decision.label is None:
-        (first, p), (second, q) = sorted(probabilities.items(), key=lambda item: -item[1])[:2]
+        first, second = sorted(probabilities, key=probabilities.__getitem__, reverse=True)[:2]
         short = SHORT[decision.outcome]
         headline = f"No class: {short[0].lower()}{short[1:]}."
         if decision.outcome == ABSTAIN:
-            headline = f"Not sure: {first} {percent(p)}, {second} {percent(q)}."
+            shown = percentages(probabilities, decision)
+            headline = f"Not sure: {first} {shown[first]}, {second} {shown[second]}."
         return DecisionText(SHORT[decision.outcome], headline, reasons, has_class=False)
     name = decision.label
     share = percent(probabilities[name])

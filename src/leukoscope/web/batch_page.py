@@ -25,7 +25,16 @@ from leukoscope.inference.prediction import (
 from leukoscope.inference.subject import SubjectPrediction
 from leukoscope.reports import trust
 from leukoscope.reports.formatting import data_uri, metric_name
-from leukoscope.reports.text import FOREIGN_VERDICT, NO_CELL_VERDICT, NOTHING_FOUND, about_model, outcome_text, percent
+from leukoscope.reports.text import (
+    FOREIGN_VERDICT,
+    NO_CELL_VERDICT,
+    NOTHING_FOUND,
+    about_model,
+    digits_of_limit,
+    outcome_text,
+    percent,
+    percentages,
+)
 from leukoscope.web.batch import SHEET_SIZE, BatchResult, BatchRow, LabelMetrics, measured_on_labels
 from leukoscope.web.batch_files import Batch, first_thumbnails
 from leukoscope.web.drawing import (
@@ -251,7 +260,7 @@ def _axis(result: BatchResult) -> dict[str, Any]:
     grey = colour(ABSTAIN, classes)
     if _leaves_unsure(result):
         zone = {"from": zone_from * AXIS_END, "to": limit * AXIS_END}
-        band = f"grey band, {_span((zone_from, limit))}: the model is not sure"
+        band = f"grey band, {_span((zone_from, limit), digits_of_limit(limit))}: the model is not sure"
         legend.append(_legend_part(band, grey, "lk-in-band"))
     if result.wrong:
         legend.append(_legend_part("ringed: wrong by your labels", "", "lk-ringed"))
@@ -420,12 +429,15 @@ def _about_answer(prediction: SubjectPrediction) -> str:
     return f"Other cells of this person would give a probability of {_span((low, high))}."
 
 
-def _span(interval: tuple[float, float]) -> str:
-    """An interval of probabilities, in percent."""
-    low, high = map(percent, interval)
+def _span(interval: tuple[float, float], digits: int = 0) -> str:
+    """An interval of probabilities, in percent; a bound that is "<1" or ">99" in words, as a dash would read as one."""
+    low, high = (percent(share, digits) for share in interval)
     if low == high:
         return low
-    return f"{low.removesuffix(_PERCENT)}–{high}"
+    low = low.removesuffix(_PERCENT)
+    if low.startswith("<") or high.startswith(">"):
+        return f"{low} to {high}".replace("<", "under\u00a0").replace(">", "over\u00a0")
+    return f"{low}–{high}"
 
 
 _PERCENT = "\u00a0%"
@@ -891,7 +903,7 @@ def _cell_words(row: BatchRow) -> str:
     if row.prediction.decision.label:
         words += f" {percent(row.confidence)}"
     elif row.prediction.outcome == ABSTAIN:
-        words += f", {_kind(row.called, 1)} {percent(row.confidence)}"
+        words += f", {_kind(row.called, 1)} {_unsure_percent(row)}"
     return words + _truth_words(row)
 
 
@@ -900,8 +912,13 @@ def _short_cell_words(row: BatchRow) -> str:
     if row.prediction.outcome == OUT_OF_DISTRIBUTION:
         return UNLIKE_TRAINING
     if row.prediction.outcome == ABSTAIN:
-        return f"{_kind(row.called, 1)}? {percent(row.confidence)}{_truth_words(row)}"
+        return f"{_kind(row.called, 1)}? {_unsure_percent(row)}{_truth_words(row)}"
     return _cell_words(row)
+
+
+def _unsure_percent(row: BatchRow) -> str:
+    """The percentage of the most probable class of a cell that the model is not sure of."""
+    return percentages(row.prediction.probabilities, row.prediction.decision)[row.called]
 
 
 def _truth_words(row: BatchRow) -> str:

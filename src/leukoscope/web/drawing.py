@@ -22,7 +22,7 @@ from leukoscope.inference.prediction import REFUSED, WITHOUT_CLASS
 from leukoscope.inference.smear import colour_place
 from leukoscope.reports import text
 from leukoscope.reports.formatting import data_uri, encoded
-from leukoscope.reports.text import percent, short_name
+from leukoscope.reports.text import short_name
 
 UNLIKE_TRAINING = "unlike"  # its training cells, where there is room for a word
 WAITING_FOR_OTHERS = "Waiting: another visitor’s pictures are being read first."
@@ -38,7 +38,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "cells_of": cells_of, "short_name": short_name}
+    environment.filters |= {"cells_of": cells_of, "short_name": short_name}
     environment.globals |= {
         "meanings": text.MEANINGS,
         "notice": RESEARCH_NOTICE,

@@ -16,7 +16,6 @@ from leukoscope.inference.gradcam import map_colours
 from leukoscope.inference.prediction import REFUSED
 from leukoscope.inference.smear import AT_EDGE, CLASS_COLOURS, colour_place, drawing_font
 from leukoscope.reports import text, trust
-from leukoscope.reports.text import percent
 from leukoscope.web import smear_page
 from leukoscope.web.answer import Row
 from leukoscope.web.smear import Smear, scale_text
@@ -250,9 +249,10 @@ class _Sheet:
             self.pen.line((at, self.top - 8, at, self.top + BAR + 8), INK, 4)
         self.top += BAR + 10
         places = len(labels)
+        percentages = text.percentages(row.known.probabilities, row.known.decision)
         for place, label in enumerate(labels):
             meaning = text.MEANINGS.get(label)
-            words = f"{percent(row.known.probabilities[label])} {f'{meaning} ({label})' if meaning else label}"
+            words = f"{percentages[label]} {f'{meaning} ({label})' if meaning else label}"
             column = (SHEET_WIDTH - 2 * MARGIN) / places
             at = MARGIN + place * column
             if place and places == 2:  # at the ends of the bar

@@ -14,7 +14,7 @@ from leukoscope.data.smear import IMPLAUSIBLE_SCALE, PASSED_OVER, SmearCell
 from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
 from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
-from leukoscope.reports.text import about_model, outcome_text, percent
+from leukoscope.reports.text import about_model, outcome_text, percent, percentages
 from leukoscope.web.answer import Row
 from leukoscope.web.drawing import NO_ADDRESS, UNLIKE_TRAINING, Address, colour, embedded, form, outcome_counts, render
 from leukoscope.web.smear import Smear, scale_text, with_painted_rim
@@ -120,7 +120,8 @@ def title_words(cell: CellReading, labels: Sequence[str]) -> str:
     if cell.prediction is None or cell.outcome != ABSTAIN:
         return words
     likely = cell.prediction.most_probable
-    return f"{words}, {likely} {percent(cell.prediction.probabilities[likely])}"
+    shown = percentages(cell.prediction.probabilities, cell.prediction.decision)
+    return f"{words}, {likely} {shown[likely]}"
 
 
 def smear_picture(smear: Smear) -> Markup:

@@ -231,6 +231,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "help": row.help_text(),
         "limit": limit_on_bar(row),
         "shares": [(label, share, _colour_on_bar(row, label)) for label, share in row.known.probabilities.items()],
+        "percentages": text.percentages(row.known.probabilities, row.known.decision),
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(decision.outcome, labels) for decision in row.orientations],
         "agreement": row.agreement(),
@@ -289,7 +290,8 @@ def limit_on_bar(row: Row) -> Limit | None:
     if limit is None or row.known.outcome != ABSTAIN or len(labels) != 2:
         return None
     is_first = row.known.most_probable == labels[0]
-    return Limit(100 * (limit if is_first else 1 - limit), f"{row.known.most_probable} from {percent(limit)}")
+    shown = percent(limit, text.digits_of_limit(limit))
+    return Limit(100 * (limit if is_first else 1 - limit), f"{row.known.most_probable} from {shown}")
 
 
 def _distance_bars(distances: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from PIL import Image
 from leukoscope.data.images import foreground
 from leukoscope.inference.prediction import REFUSED, Decision
 from leukoscope.reports import trust
-from leukoscope.reports.text import ORIENTATION_NAMES, changes_text, outcome_text, percent
+from leukoscope.reports.text import ORIENTATION_NAMES, changes_text, outcome_text, percentages
 from leukoscope.web.answer import Row, covered, views_of
 from leukoscope.web.drawing import UNLIKE_TRAINING, colour, embedded, render
 from leukoscope.web.model_cache import ModelCache
@@ -187,7 +187,7 @@ def _most_probable(probabilities: Mapping[str, float]) -> str:
 
 def _answered(decision: Decision, probabilities: Mapping[str, float], label: str) -> tuple[str, str]:
     """What is answered for one form of the cell, and where it gets no class, why or how likely the label is."""
-    share = f"{label}\u00a0{percent(probabilities[label])}"
+    share = f"{label}\u00a0{percentages(probabilities, decision)[label]}"
     if decision.outcome in REFUSED:
         return UNLIKE_TRAINING, ""
     if decision.label is None:
@@ -215,8 +215,8 @@ def _draw_covered(shown: Shown) -> Markup:
         title = _COVERED[part]
         if part == "outside" and row.picture.on_black:
             title = "Background covered"
-        probability = form.known.probabilities[called]
-        answered = (f"{called}\u00a0{percent(probability)}", _why_no_class(form.known.decision))
+        shown_share = percentages(form.known.probabilities, form.known.decision)[called]
+        answered = (f"{called}\u00a0{shown_share}", _why_no_class(form.known.decision))
         forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, answered, title))
     sentence = ""
     if "nucleus" not in forms:
