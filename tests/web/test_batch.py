@@ -30,6 +30,7 @@ from leukoscope.web.batch import BatchResult, BatchRow, by_number, columns, labe
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch
 from leukoscope.web.batch_page import (
     Verdict,
+    _span,
     batch_answer,
     batch_picture,
     batch_tile,
@@ -254,7 +255,7 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     few, enough, unlike = result.subject_predictions
     assert (few.outcome, enough.outcome, unlike.outcome) == ("too few cells", "ALL", "out of distribution")
     answers = {subject: person_answer(result, subject) for subject in "123"}
-    assert (answers["1"].short, answers["1"].detail) == ("no answer", "1 of 2 cells")
+    assert (answers["1"].short, answers["1"].detail) == ("no answer", "1 cell; 2 needed")
     assert (answers["2"].short, answers["2"].detail) == ("blasts", "probability 90\u00a0%")
     assert (answers["3"].short, answers["3"].detail) == ("no answer", "2 of 3 unlike")
     assert person_sentences(result, "1") == ["1 cell: 1 blast."], "that it is too few stands in the row"
@@ -289,15 +290,34 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     error_rate = "Such answers were wrong for 5 of 100 unseen people (95\u00a0%: 1 to 20)."
     assert verdict(replace(result, rows=both)).because == error_rate
     assert answered.because == (
-        f"{error_rate} 2\u00a0people have no answer: fewer than 2 cells like its training cells or most cells unlike "
+        f"{error_rate} The 2 without an answer have fewer than 2 cells like its training cells or most cells unlike "
         "its training cells."
     )
+    above = "3 people, <b>2 without an answer</b></p>"
+    assert above in batch_answer(result), "the headline names only who has one"
+    assert "without an answer" not in batch_answer(replace(result, rows=both))
+    one_without = verdict(replace(result, rows=rows[:3])).because
+    assert one_without.endswith("The person without an answer has fewer than 2 cells like its training cells.")
     nobody = replace(result, rows=(rows[0], *rows[3:]))
     assert verdict(nobody) == Verdict(
         f"No answer about any of {len(nobody.subjects)} people",
         "An answer needs 2 cells like its training cells; 1\u00a0person has 1. "
         "Most cells of 1 person are unlike its training cells.",
     )
+    assert "without an answer" not in batch_answer(nobody), "its headline says so"
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ((0.9, 0.97), "90–97 %"),
+        ((0.97, 0.996), "97 to over 99 %"),
+        ((0.004, 0.3), "under 1 to 30 %"),
+        ((0.995, 0.999), ">99 %"),
+    ],
+)
+def test_an_interval_up_to_nearly_certain_reads_as_no_arrow(interval: tuple[float, float], words: str) -> None:
+    assert _span(interval).replace("\u00a0", " ") == words
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 5, 6, 7, 30])

@@ -29,7 +29,7 @@ from leukoscope.web.export import save_smear
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.saved_picture import _Sheet
 from leukoscope.web.smear import RIM, Smear, example_smear, open_cell, painted_rim, read_smear, with_painted_rim
-from leukoscope.web.smear_page import smear_answer, smear_picture, title_words, verdict
+from leukoscope.web.smear_page import _foreign_text, smear_answer, smear_picture, summary, title_words, verdict
 from leukoscope.web.upload import FIELD_LIMIT
 
 RELEASE = Path(__file__).parents[2] / "model_card" / "leukoscope-densenet169-cnmc"
@@ -71,6 +71,28 @@ def test_a_box_without_a_class_says_so_not_by_its_colour_alone(result: Smear) ->
     decided = Thresholds(abstain_below=0.7178).decide(near)
     near_the_limit = replace(cells[1], prediction=replace(unsure, probabilities=near, decision=decided))
     assert title_words(near_the_limit, ("ALL", "HEM")) == "not sure, ALL 71.7\u00a0%"
+
+
+def test_how_many_cells_are_like_the_training_cells_is_a_number(result: Smear) -> None:
+    """Of five cells, "80 %" were."""
+    for unlike, words in (
+        (1, "5 whole white cells, 4 of 5 like its training cells"),
+        (0, "5 whole white cells, all like its training cells"),
+        (5, "5 whole white cells"),
+    ):
+        assert summary(_with_unlike_cells(result, unlike)) == words
+    few = "2 of 5 cells are like the training cells; below 50\u00a0%, none gets a class."
+    assert _foreign_text(_with_unlike_cells(result, 3)) == few
+
+
+def _with_unlike_cells(result: Smear, unlike: int) -> Smear:
+    """The smear with so many of its cells unlike the training cells, and the others like them."""
+    cells = []
+    for number, cell in enumerate(result.reading.cells):
+        assert cell.prediction is not None
+        checks = replace(cell.prediction.checks, ood_score=9.0 if number < unlike else 0.5)
+        cells.append(replace(cell, prediction=replace(cell.prediction, checks=checks)))
+    return replace(result, reading=replace(result.reading, cells=tuple(cells)))
 
 
 def test_a_cell_along_the_upper_edge_has_the_name_of_its_smear_above_it(result: Smear) -> None:

@@ -375,8 +375,8 @@ def person_answer(result: BatchResult, subject: str) -> PersonAnswer:
     if prediction is None:
         return PersonAnswer(_count_text(len(_cells(result, subject))))
     if prediction.outcome == TOO_FEW_CELLS:
-        # The answer's side says that an answer needs so many.
-        return PersonAnswer("no answer", f"{prediction.used} of {_count_text(prediction.rule.least_cells)}")
+        needed = prediction.rule.least_cells
+        return PersonAnswer("no answer", f"{_count_text(prediction.used)}; {needed} needed")
     if prediction.outcome == OUT_OF_DISTRIBUTION:
         return PersonAnswer("no answer", f"{prediction.refused} of {cells} unlike")
     assert prediction.probability is not None and prediction.interval is not None, "a result has both"
@@ -494,6 +494,7 @@ def batch_answer(
         "batch.html",
         model=result.model,
         given=_given_text(result),
+        without_answer=_number_without_answer(result),
         verdict=answered.sentence,
         because=answered.because,
         caveats=_caveats(result) if result.rows else [],
@@ -678,6 +679,13 @@ def _given_text(result: BatchResult) -> str:
     return f"{cells} of {_people(len(result.subjects))}"
 
 
+def _number_without_answer(result: BatchResult) -> int:
+    """How many people have no answer, where somebody has one: the verdict names only these."""
+    outcomes = [known.outcome for known in result.subject_predictions]
+    answered = sum(outcome in result.classes for outcome in outcomes)
+    return len(result.subjects) - answered if answered else 0
+
+
 def verdict(result: BatchResult) -> Verdict:
     """What was answered; of a batch that was stopped, that it is from some pictures only."""
     if not result.rows:
@@ -807,13 +815,13 @@ def _error_rate(result: BatchResult) -> list[str]:
 
 
 def _without_answer(result: BatchResult) -> list[str]:
-    """How many people have no answer beside those who have one, and why, in a sentence; none where all have one."""
+    """Why people have no answer beside those who have one, in a sentence; none where all have one."""
     least = result.subject_predictions[0].rule.least_cells
     reasons = {
         TOO_FEW_CELLS: f"fewer than {least} cells like its training cells",
         OUT_OF_DISTRIBUTION: "most cells unlike its training cells",
         ABSTAIN: "cells that may give either class",
-        "": "not all pictures read",
+        "": "pictures that were not read",
     }
     outcome_of = {known.subject: known.outcome for known in result.subject_predictions}
     without = [
@@ -822,8 +830,9 @@ def _without_answer(result: BatchResult) -> list[str]:
     if not without:
         return []
     why = " or ".join(reason for outcome, reason in reasons.items() if outcome in without)
-    people = _people(len(without)).replace(" ", "\u00a0")
-    return [f"{people} {'has' if len(without) == 1 else 'have'} no answer: {why}."]
+    if len(without) == 1:
+        return [f"The person without an answer has {why}."]
+    return [f"The {len(without)} without an answer have {why}."]
 
 
 def _reasons(predictions: Sequence[SubjectPrediction]) -> list[str]:

@@ -272,11 +272,13 @@ def _foreign_text(smear: Smear) -> str:
     """That too few cells of a smear are like the training cells, in one sentence."""
     if len(smear.whole) == 1:
         return "The cell is unlike the training cells and gets no class."
-    share = smear.reading.in_distribution or 0.0
-    if not share:
+    alike = _like_training(smear)
+    if not alike:
         return "None of the cells is like the training cells."
+    verb = "is" if alike == 1 else "are"
     return (
-        f"{percent(share)} of the cells are like the training cells; below {percent(FIELD_NEEDS)}, none gets a class."
+        f"{alike} of {len(smear.whole)} cells {verb} like the training cells; below {percent(FIELD_NEEDS)}, none gets "
+        "a class."
     )
 
 
@@ -345,7 +347,12 @@ def summary(smear: Smear) -> str:
         return whole
     if share == 1:
         return f"{whole}, {'like' if len(smear.whole) == 1 else 'all like'} its training cells"
-    return f"{whole}, {percent(share)} like its training cells"
+    return f"{whole}, {_like_training(smear)} of {len(smear.whole)} like its training cells"
+
+
+def _like_training(smear: Smear) -> int:
+    """How many of the whole cells are like the training cells."""
+    return round((smear.reading.in_distribution or 0.0) * len(smear.whole))
 
 
 def _groups(smear: Smear) -> list[dict[str, Any]]:
