@@ -159,13 +159,14 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     worst = "another class for 23 (18–29) of 100 cells when 15\u00a0% less saturated"
     assert worst in first and "not measured" in second.split("most class changes")[1], "of each model"
     assert html.split("<thead>")[1].split("</thead>")[0].count("<th ") == 5
+    assert html.split("<thead>")[1].split("</thead>")[0].count("recognised") == 1, "said once, each head on one line"
     assert "cell size alone" not in first + second, "it has a line of its own"
     assert '<td colspan="2">not measured on people' in second
     assert "AUROC 0.736 (0.57–0.88)" in first and "AUROC 0.881 (0.79–0.94)" in first, "both with their intervals"
     first_claim, what_follows = html.split('class="lk-conclusion">')[1].split("</p>")[:2]
     assert html.index("</table>") < html.index('class="lk-conclusion">'), "figures first"
     assert what_follows.split("</ul>")[0].count("<li>") == 4, "a line for each"
-    assert first_claim.endswith("measured recognised 67 of 100 (95 %: 53–80).")
+    assert first_claim.endswith("measured (earlier weights) recognised 67 of 100 (95 %: 53–80).")
     assert "Earlier weights: measured was measured on them after an earlier training" in what_follows
     assert 'href="?model=measured" aria-label="Try measured on a cell"' in first
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first

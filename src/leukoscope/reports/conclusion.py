@@ -60,7 +60,7 @@ def _on_further_people(releases: Mapping[str, Metrics]) -> list[str]:
         unlike = "The models were not checked alike on further people."
         return [unlike, "Their figures cannot be compared.", *_who_the_people_are(releases)]
     earlier = [name for name in checks if releases[name]["further_subjects"].get("earlier_weights")]
-    lines = [_most_recognised(list(checks.values())), *_who_the_people_are(releases)]
+    lines = [_most_recognised(list(checks.values()), earlier), *_who_the_people_are(releases)]
     if earlier:
         were = "was" if len(earlier) == 1 else "were"
         lines.append(
@@ -92,9 +92,15 @@ def _outside_check(model: str, metrics: Metrics) -> _OutsideCheck:
     return _OutsideCheck(model, by_person["value"], interval, test)
 
 
-def _most_recognised(checks: Sequence[_OutsideCheck]) -> str:
-    """How many cells the best model recognised, and whether clearly more than others; all were checked alike."""
+def _most_recognised(checks: Sequence[_OutsideCheck], earlier: Sequence[str]) -> str:
+    """How many cells the best model recognised, and whether clearly more than others; all were checked alike.
+
+    `earlier` are the models that were measured with earlier weights: where the best one is, the claim says so.
+    """
     best, *others = sorted(checks, key=lambda check: -check.share)
+    name = best.model
+    if name in earlier:
+        name = f"{name} (earlier weights)"
     person = "person’s" if best.test.people == 1 else "people’s"
     classes = "both classes" if len(best.test.labels) == 2 else "all classes"
     whose = f"Of {best.test.people} further {person} cells of {classes}"
@@ -102,12 +108,12 @@ def _most_recognised(checks: Sequence[_OutsideCheck]) -> str:
     if best.interval:
         figure += f" (95 %: {hundred(best.interval['low'])}–{hundred(best.interval['high'])})"
     if not others:
-        return f"{whose}, {best.model} recognised {figure}."
+        return f"{whose}, {name} recognised {figure}."
     equal = [other.model for other in others if hundred(other.share) == hundred(best.share)]
     if equal:
-        return f"{whose}, {best.model} recognised {figure}, {_names_or_number(equal)} as many."
+        return f"{whose}, {name} recognised {figure}, {_names_or_number(equal)} as many."
     close = [other.model for other in others if not best.is_clearly_above(other)]
-    most = f"{whose}, {best.model} recognised most: {figure}"
+    most = f"{whose}, {name} recognised most: {figure}"
     if close:
         return f"{most}, not clearly more than {_names_or_number(close)}."
     return f"{most}, clearly more than {_names_or_number([other.model for other in others])}."
