@@ -360,7 +360,7 @@ def test_a_wrong_file_is_told_in_one_sentence(page: Any, tmp_path: Path, name: s
 
 
 def test_what_the_last_line_says_is_read_without_scrolling(page: Any) -> None:
-    texts = page.locator(".lk-foot details[open] > p")
+    texts = page.locator(".lk-foot details[open] > div")
     for name in ("What this page leaves out", "Licences"):
         page.locator(".lk-foot summary", has_text=name).click()
         assert texts.count() == 1, "one at a time"
@@ -368,6 +368,13 @@ def test_what_the_last_line_says_is_read_without_scrolling(page: Any) -> None:
         assert box["y"] >= 0 and box["y"] + box["height"] <= page.viewport_size["height"]
     page.keyboard.press("Escape")
     assert texts.count() == 0
+
+
+def test_a_map_that_failed_its_checks_is_no_caution_beside_the_verdict(page: Any) -> None:
+    """It cited a map that is not in sight, of a model whose maps failed."""
+    page.locator("#examples button").nth(2).click()
+    page.locator("#map-of", has_text="of its map lies on the cell").wait_for(state="attached")
+    assert page.locator("#result").is_visible() and "of its map" not in page.locator("#notes").inner_text()
 
 
 def test_the_same_file_can_be_given_again(page: Any, tmp_path: Path) -> None:

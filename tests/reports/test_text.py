@@ -171,6 +171,8 @@ def test_half_of_a_map_is_placed() -> None:
     rim[[0, 8], :] = 1
     rim[0, 4] = 2
     assert "strongest at the upper centre" in map_text(rim, "ALL"), "its centre of mass lies where it is empty"
+    rim[8, 4] = 2
+    assert "it is strong in several places." in map_text(rim, "ALL"), "above and below alike"
     assert "The map for ALL is empty: nothing" in map_text(np.zeros((3, 3)), "ALL")
 
 
@@ -302,10 +304,10 @@ def test_the_line_of_another_model_has_the_fewest_words(label: str, share: float
     assert brief_class_text(label, share) == expected
 
 
-def test_a_reason_beside_its_picture_names_the_class_and_leaves_out_the_limit_of_a_map() -> None:
+def test_a_reason_beside_its_picture_names_the_class_and_the_limit() -> None:
     low = Reason("low_confidence", 0.69996, 0.7)
     assert brief_reason(low, "HEM") == "HEM has 69.996\u00a0%; the model gives a class from 70.000\u00a0%."
     off_cell = Reason("explanation_off_cell", 0.55, 0.63)
-    assert brief_reason(off_cell, "ALL") == "Only 55\u00a0% of its map lies on the cell."
+    assert brief_reason(off_cell, "ALL") == "Only 55\u00a0% of its map lies on the cell; 63\u00a0% or more is usual."
     views = Reason("views_disagree", 0.375, 0.25)
     assert brief_reason(views, "ALL") == views.text

@@ -499,7 +499,7 @@ function enlarged(image) {
     if (!isBright(image, y * width + x)) continue
     farthest = Math.max(farthest, Math.abs(x - width / 2) / (width / 2), Math.abs(y - height / 2) / (height / 2))
   }
-  return Math.min(2.2, Math.max(1, 0.68 / Math.max(farthest, 1e-6)))
+  return Math.min(2.2, Math.max(1, 0.72 / Math.max(farthest, 1e-6)))
 }
 
 function stand({name, image, rgba}) {
@@ -678,7 +678,11 @@ function present(model, prediction) {
   $('model').textContent = maps && model.maps_passed ? `${model.short_name} · its maps passed our checks` : model.short_name
   $('outcome').textContent = verdictOf(model, prediction)
   $('result').style.setProperty('--c', classColour(model, labels.indexOf(outcome)))
-  const because = refused ? foreign(answer.reasons, model.foreign) : answer.reasons.map(({text}) => text).join(' ')
+  // A map that failed its checks is no reason to doubt the answer: what it shows stands with the map.
+  const isOfFailedMap = ({code}) => code === 'explanation_off_cell' && model.maps_passed === false
+  const offCell = answer.reasons.filter(isOfFailedMap)
+  const doubts = answer.reasons.filter((reason) => !isOfFailedMap(reason))
+  const because = refused ? foreign(answer.reasons, model.foreign) : doubts.map(({text}) => text).join(' ')
   const subject = trainingSubject(model, answer.source)
   const caveats = [...words.warnings, subject && model.in_training.replace('{subject}', subject), because].filter(Boolean)
   $('notes').replaceChildren(...caveats.map((text) => element('li', text)))
@@ -707,7 +711,8 @@ function present(model, prediction) {
   $('trust').hidden = refused
   $('calls').textContent = words.trust[outcome] ?? ''
   const aboutMaps = views > 1 ? 'This model has no map.' : ''
-  $('map-of').textContent = maps ? `Map for ${labels[best]}. ${model.map_check} ${model.map_caveat}` : refused ? '' : aboutMaps
+  const aboutMap = [`Map for ${labels[best]}.`, ...offCell.map(({text}) => text), model.map_check, model.map_caveat]
+  $('map-of').textContent = maps ? aboutMap.join(' ') : refused ? '' : aboutMaps
   const about = [`Model ${model.name}${model.revision ? `, ${model.revision.slice(0, 12)}` : ''}`, words.trained_on]
   $('about').textContent = `${about.filter(Boolean).join('. ')}.`
   drawStage(prediction)

@@ -56,6 +56,7 @@ _BRIEF_NOUNS = {"ALL": "a blast"}
 _BRIEF_ADJECTIVES = {"HEM": "normal"}
 _ROWS = ("upper", "middle", "lower")
 _COLUMNS = ("left", "centre", "right")
+NEARLY_STRONGEST = 0.8  # of the mean strength of a map's strongest ninth: as strong to the eye
 SYNTHETIC = (
     "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing outside them."
 )
@@ -160,11 +161,11 @@ def decision_text(decision: Decision, probabilities: Mapping[str, float], metric
 
 
 def brief_reason(reason: Reason, most_probable: str) -> str:
-    """A reason as it stands beside its picture: names the most probable class, and leaves out the limit of a map."""
+    """A reason as it stands beside its picture: names the most probable class."""
     if reason.code == "low_confidence":
         return reason.fill(most_probable + " has {value:.0%}; the model gives a class from {limit:.0%}.")
     if reason.code == "explanation_off_cell":
-        return reason.fill("Only {value:.0%} of its map lies on the cell.")
+        return reason.fill("Only {value:.0%} of its map lies on the cell; {limit:.0%} or more is usual.")
     return reason.text
 
 
@@ -399,9 +400,11 @@ def map_text(heat: np.ndarray, label: str) -> str:
         if ninth.size
     }
     place = max(strengths, key=strengths.__getitem__)
-    if place == "middle centre":
-        place = "centre"
-    return f"Half of the map for {label} lies in {percent(half)} of what the model saw; it is strongest at the {place}."
+    strong = [strength for strength in strengths.values() if strength > NEARLY_STRONGEST * strengths[place]]
+    where = f"strongest at the {'centre' if place == 'middle centre' else place}"
+    if len(strong) > 1:
+        where = "strong in several places"
+    return f"Half of the map for {label} lies in {percent(half)} of what the model saw; it is {where}."
 
 
 def weak_map_text(maps: Mapping[str, np.ndarray], label: str, weak: float | None = None) -> str:

@@ -343,6 +343,9 @@ class Row:
         below = image
         if finer > 1:
             below = image.resize((finer * image.width, finer * image.height), Image.Resampling.BICUBIC)
+        if finer > 1 and self.picture.rim is not None:
+            rim = self.picture.rim.resize(below.size)
+            below = Image.alpha_composite(below.convert("RGBA"), rim).convert("RGB")
         left, top, right, bottom = (edge * below.width / self.picture.image.width for edge in self.known.view_box)
         drawn = overlay(below, self.maps[label], (left, top, right, bottom), opacity=OPACITY, peak=self.peak)
         return image, drawn

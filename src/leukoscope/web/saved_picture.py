@@ -132,7 +132,7 @@ def _colour(label: str, labels: Sequence[str]) -> str:
 
 def _stage(row: Row, label: str) -> Image.Image:
     """Cell and map on black, the map with its scale; the colours of the file as they are."""
-    zoom = enlarged(row)
+    zoom = enlarged(row.picture)
     pictures = [
         ImageOps.contain(closer(picture, zoom), (SIDE, SIDE))
         for picture in row.pictures(label, finer=FINER_MAP)

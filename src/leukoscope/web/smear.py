@@ -127,7 +127,9 @@ def painted_rim(cell: Image.Image) -> Image.Image:
     nearest = tuple(distance_transform_edt(~behind, return_distances=False, return_indices=True))
     luminance = np.asarray(closer.convert("L"))
     keeps_colour = inside & (luminance <= luminance[nearest])
-    colours = np.where(keeps_colour[..., None], pixels, pixels[nearest])
+    # Of neighbours on the rim, the nearest pixels behind it may be far apart: mixed, they make no stripes.
+    from_behind = gaussian_filter(pixels[nearest].astype(np.float32), (RIM, RIM, 0)).astype(np.uint8)
+    colours = np.where(keeps_colour[..., None], pixels, from_behind)
     # Black outside the outline, with an edge of about two pixels.
     outline = gaussian_filter(inside.astype(np.float32), OUTLINE_SIGMA)
     size = (2 * closer.width, 2 * closer.height)

@@ -17,7 +17,7 @@ from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent, percentages
 from leukoscope.web.answer import Row
 from leukoscope.web.drawing import NO_ADDRESS, UNLIKE_TRAINING, Address, colour, embedded, form, outcome_counts, render
-from leukoscope.web.smear import Smear, scale_text, with_painted_rim
+from leukoscope.web.smear import Smear, example_smear, scale_text, with_painted_rim
 from leukoscope.web.smear_flags import place_flags
 from leukoscope.web.stage import model_line
 
@@ -149,6 +149,7 @@ def smear_picture(smear: Smear) -> Markup:
         ratio=width / height,
         scale=scale_text(smear),
         um_per_pixel=um_per_pixel,
+        next_tile="people" if smear.picture is example_smear() else "",
     )
 
 

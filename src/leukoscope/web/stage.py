@@ -22,6 +22,7 @@ from leukoscope.web.answer import Answer, Picture, Row, example
 from leukoscope.web.drawing import NO_ADDRESS, Address, EmbeddedImage, colour, embedded, render
 from leukoscope.web.smear import example_smear
 
+TILE_ZOOM = 1.6  # of a cell on black in its tile
 TILE_SIDE = 132  # pixels of a tile's picture, for screens of two pixels a point
 
 
@@ -65,7 +66,12 @@ def example_tiles(*, smears: bool, pressed: str = "") -> list[Tile]:
 @cache
 def _tile_image(number: int, smears: bool) -> EmbeddedImage:
     picture = example(number, smear=smears) if number else example_smear()
-    return embedded(picture.image, TILE_SIDE)
+    return embedded(_closer(picture), TILE_SIDE)
+
+
+def _closer(picture: Picture) -> Image.Image:
+    """A picture for its tile: cells on black are all enlarged alike, but for those that would not fit."""
+    return views.closer(picture.image, min(TILE_ZOOM, views.enlarged(picture, views.FILLS_FORM)))
 
 
 @cache
@@ -87,7 +93,7 @@ def picture_tile(act: str, label: str, picture: Picture, pressed: bool) -> Tile:
     elif picture is example_smear():
         image = _tile_image(0, False)
     else:
-        image = embedded(picture.image, TILE_SIDE)
+        image = embedded(_closer(picture), TILE_SIDE)
     return Tile(act, label, picture.caption, image, dark=picture.is_dark, pressed=pressed)
 
 
@@ -132,18 +138,20 @@ def cell_picture(
         body=chosen.draw(views.Shown(row, label, forms, rows, reader)),
         caption=row.picture.caption,
         name=name or row.picture.caption,
-        dark=row.picture.is_dark and chosen.brightens,
+        dark=row.picture.is_dark,
         back=back,
-        next_example=_next_example(row.picture),
+        next_tile="" if back else _next_tile(row.picture),
         is_read_as_smear=len(offered) == 1 and not back and not row.picture.on_black,
     )
 
 
-def _next_example(picture: Picture) -> int:
-    """Number of the synthetic picture after this one, after the last the first; 0 for any other picture."""
+def _next_tile(picture: Picture) -> str:
+    """What the tile after this synthetic picture does: after the last cell, the smear's; "" for any other picture."""
     if not picture.example:
-        return 0
-    return picture.example % len(EXAMPLE_CELLS if picture.on_black else EXAMPLE_SMEARS) + 1
+        return ""
+    if picture.on_black and picture.example == len(EXAMPLE_CELLS):
+        return "smear"
+    return f"example:{picture.example % len(EXAMPLE_CELLS if picture.on_black else EXAMPLE_SMEARS) + 1}"
 
 
 def cell_answer(

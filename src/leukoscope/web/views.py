@@ -18,11 +18,11 @@ from leukoscope.data.images import foreground
 from leukoscope.inference.prediction import REFUSED, Decision
 from leukoscope.reports import trust
 from leukoscope.reports.text import ORIENTATION_NAMES, changes_text, outcome_text, percentages
-from leukoscope.web.answer import Row, covered, views_of
+from leukoscope.web.answer import Picture, Row, covered, views_of
 from leukoscope.web.drawing import UNLIKE_TRAINING, colour, embedded, render
 from leukoscope.web.model_cache import ModelCache
 
-FILLS = 0.68  # share of the stage's side that a cell cut out on black fills when it is shown first
+FILLS = 0.72  # share of the stage's side that a cell cut out on black fills when it is shown first
 FILLS_FORM = 0.88  # the same of a form's picture
 FORM_SIDE = 400  # pixels of a form's picture
 MOST_ENLARGED = 2.2
@@ -65,7 +65,6 @@ class View:
         label: what stands on its button.
         draw: its HTML.
         compute: what is asked of the model before it can be drawn; None for nothing.
-        brightens: whether a dark cell on black is shown brighter: not where colours are compared.
         offered: whether a row can show it.
     """
 
@@ -73,7 +72,6 @@ class View:
     label: str
     draw: Callable[[Shown], Markup]
     compute: Callable[[Row, ModelCache], Forms] | None = None
-    brightens: bool = True
     offered: Callable[[Row], bool] = lambda row: not row.refused and row.prediction is not None
 
 
@@ -122,7 +120,7 @@ def _zoomable(row: Row, label: str, rows: Sequence[Row] = (), reader: str = "") 
         caption=row.picture.caption,
         on_black=row.picture.on_black,
         dark=row.picture.is_dark,
-        zoom=enlarged(row),
+        zoom=enlarged(row.picture),
         frame=frame if max(frame.values()) > 0.01 else None,
         label=label,
         labels=list(row.maps),
@@ -133,11 +131,11 @@ def _zoomable(row: Row, label: str, rows: Sequence[Row] = (), reader: str = "") 
     )
 
 
-def enlarged(row: Row, fills: float = FILLS) -> float:
+def enlarged(picture: Picture, fills: float = FILLS) -> float:
     """How much a cell on black is enlarged at first, ≥ 1, to fill that share of the stage; other pictures are not."""
-    if not row.picture.on_black:
+    if not picture.on_black:
         return 1.0
-    cell = foreground(row.pixels)
+    cell = foreground(np.asarray(picture.image))
     rows = np.flatnonzero(cell.any(axis=1))
     columns = np.flatnonzero(cell.any(axis=0))
     if not len(rows):
@@ -222,14 +220,14 @@ def _draw_covered(shown: Shown) -> Markup:
     if "nucleus" not in forms:
         sentence = "No nucleus is told apart in this picture."
     elif any(form.refused for form in forms.values()):
-        sentence = f"Unlike the training cells, so no class: the share of {called} shows which part counts."
-    return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=False)
+        sentence = f"How probable {called} stays with a part covered. Unlike the training cells, it gets no class."
+    return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=row.picture.is_dark)
 
 
 def _form(row: Row, image: Image.Image, outcome: str, answered: tuple[str, str], title: str) -> dict[str, Any]:
     """A form of the cell, with what the model says of it; all forms are enlarged alike, as the cell needs it."""
     words, detail = answered
-    zoom = enlarged(row, FILLS_FORM)
+    zoom = enlarged(row.picture, FILLS_FORM)
     return {
         "image": embedded(closer(image, zoom), FORM_SIDE),
         "colour": colour(outcome, list(row.known.probabilities)),
@@ -245,7 +243,7 @@ STAGE_VIEWS = {
         View("cell", "Cell", _draw_cell, offered=lambda row: True),
         View("turned", "Turned", _draw_turned),
         View("changed", "Changed", _draw_changed),
-        View("covered", "Covered", _draw_covered, compute=covered, brightens=False),
+        View("covered", "Covered", _draw_covered, compute=covered),
         View(
             "map", "Map", _draw_map,
             offered=lambda row: not row.refused and row.prediction is not None and (row.pending or bool(row.maps)),
