@@ -159,9 +159,10 @@ def test_an_example_is_answered_on_the_stage_of_the_demo(request: pytest.Fixture
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     stage = page.locator("#stage-of .lk-both").bounding_box()
     assert "maps failed our checks" in page.locator("#map-of").text_content()
-    page.mouse.move(stage["x"] + stage["width"] / 2, stage["y"] + 20)
+    height = stage["y"] + stage["height"] / 3
+    page.mouse.move(stage["x"] + stage["width"] / 2, height)
     page.mouse.down()
-    page.mouse.move(stage["x"] + stage["width"] / 4, stage["y"] + 20, steps=4)
+    page.mouse.move(stage["x"] + stage["width"] / 4, height, steps=4)
     page.mouse.up()
     assert 20 <= float(page.locator("#divider").get_attribute("aria-valuenow")) <= 30
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
