@@ -133,9 +133,10 @@ def test_a_card_is_folded_at_its_headings_and_its_tables_scroll() -> None:
     heads = ("A", "B", "C", "What it was trained on", "What it is not for")
     long = "".join(f"\n\n## {head}\n\nwords" for head in heads)
     summaries = re.findall(r"<details( open)?><summary>(.*)</summary>|</div>", folded_card(f"# Tiny{long}"))
-    left = [(" open", "What it is not for"), ("", "A")]
-    right = [(" open", "What it was trained on"), ("", "B"), ("", "C")]
-    assert summaries == [*left, ("", ""), *right, ("", ""), ("", "")], "one is open in each column"
+    trained_on = ("", "What it was trained on<small>data, licence, first weights</small>")
+    right = [("", "A"), ("", "B"), ("", "C"), trained_on]
+    left = [(" open", "What it is not for")]
+    assert summaries == [*left, ("", ""), *right, ("", ""), ("", "")], "the one that is open has a column"
     assert folded.count("<div") == folded.count("</div>") == 4, "two columns in a box, and one table"
     assert "\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n</div>" in folded
     assert "```sh\n## no heading\n| no table |\n```" in folded
@@ -179,6 +180,10 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
         "54 of 100 normal cells",
     ]
     assert "lk-meter" not in lines[1][2]
+    folded_heads = re.findall("<dt>(.*?)</dt>", blocks[0])
+    assert folded_heads[:2] == ["further people", "cross-validation: of 100, recognised"], "of 100 where meters follow"
+    assert '<b aria-hidden="true">✗</b>&nbsp;maps failed our checks' in first and "✗" not in second
+    assert '<small class="lk-interval" aria-hidden="true">(78–89)</small>' in first
     assert "the default network and the class frequencies were chosen with them in view." in what_follows
     assert html.count("in view.") == 1, "said once"
     people = metrics["evaluations"][0]["metrics"]["subjects"]

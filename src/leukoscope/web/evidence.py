@@ -21,13 +21,16 @@ from leukoscope.web.drawing import colour, render
 from leukoscope.web.model_cache import ModelCache
 
 _NOT_MEASURED = "not measured"
+# The heads of the table under which `trust.trust_rows` stand, in their order.
+_HEADS_OF_PEOPLE = ("further", "inside")
 _MAPS = {True: "passed our checks", False: "failed our checks", None: "not checked"}
-# The sections of our cards that are open, the second beside the first. The page itself shows how good the models are.
+_MARKS = {True: "✓", False: "✗", None: ""}
+# The section of our cards that is open. The page itself shows how good the models are.
 _OPEN = "What it is not for"
-_OPEN_BESIDE = "What it was trained on"
 # What is in those that are closed.
 _INSIDE = {
     "How good it is": "each test, with intervals",
+    "What it was trained on": "data, licence, first weights",
     "When the picture changes a little": "hue, contrast, size, blur",
     "Use it": "Python and command line",
     "Maps": "their checks and results",
@@ -138,14 +141,17 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     trust_rows = trust.trust_rows(metrics)
     summary = trust_rows[0].caveat
     summary_meters: tuple[trust.Meter, ...] = ()
-    for row in trust_rows:
+    summary_head = ""
+    for head, row in zip(_HEADS_OF_PEOPLE, trust_rows, strict=True):
         if row.meters:
             whom = ", ".join(part for part in (row.people, row.test, row.caveat) if part)
             summary = f"{whom}: of 100, recognised"
             summary_meters = row.meters
+            summary_head = head
             break
     healthy = release_tables.healthy_with_class(metrics)
-    maps = _MAPS[trust.maps_passed(metrics)]
+    maps_passed = trust.maps_passed(metrics)
+    maps = _MAPS[maps_passed]
     worst_change = text.worst_change_text(metrics)
     measured = {
         "cross-validation": bool(trust_rows[1].meters),
@@ -158,6 +164,10 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "error": "",
         "summary": summary,
         "summary_meters": summary_meters,
+        "summary_head": summary_head,
+        "meters_below_summary": [
+            head for head, row in zip(_HEADS_OF_PEOPLE, trust_rows, strict=True) if row.meters and head != summary_head
+        ],
         "colours": {label: colour(label, labels) for label in labels},
         "trust": trust_rows,
         "unmeasured": _unmeasured(trust_rows),
@@ -168,6 +178,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "measured": ", ".join(what for what, is_measured in measured.items() if is_measured),
         "healthy": _NOT_MEASURED if healthy == "–" else f"{healthy}\u00a0of\u00a0100",
         "maps": maps,
+        "maps_mark": _MARKS[maps_passed],
         "data": text.model_text(metrics) or "not told",
     }
 
@@ -248,7 +259,7 @@ def _figures_and_card(folder: Path | None) -> tuple[list[dict[str, str]], str]:
 
 
 def folded_card(markdown: str) -> str:
-    """A card in two columns, whose sections can be opened and closed: one is open in each; tables scroll.
+    """A card in two columns below its title, whose sections can be opened and closed: one is open; tables scroll.
 
     The result is Markdown with HTML of ours: what is given has none, as `card_text` returns it.
     """
@@ -256,12 +267,11 @@ def folded_card(markdown: str) -> str:
     if not sections:
         return markdown
     opened = [_fold(section) for section in sections if section.heading == _OPEN]
-    opened_beside = [_fold(section) for section in sections if section.heading == _OPEN_BESIDE]
-    closed = [_fold(section) for section in sections if section.heading not in {_OPEN, _OPEN_BESIDE}]
+    closed = [_fold(section) for section in sections if section.heading != _OPEN]
     # So both columns of our cards end at about the same height.
-    left = [title.markdown, *opened, *closed[:1]]
-    right = [*opened_beside, *closed[1:]]
-    return "\n\n".join(("<div>", "<div>", *left, "</div>", "<div>", *right, "</div>", "</div>"))
+    left = opened or closed[:1]
+    right = closed if opened else closed[1:]
+    return "\n\n".join((title.markdown, "<div>", "<div>", *left, "</div>", "<div>", *right, "</div>", "</div>"))
 
 
 @dataclass(frozen=True)
@@ -305,6 +315,6 @@ def _sections(markdown: str) -> list[_Section]:
 
 
 def _fold(section: _Section) -> str:
-    opened = " open" if section.heading in {_OPEN, _OPEN_BESIDE} else ""
+    opened = " open" if section.heading == _OPEN else ""
     inside = f"<small>{_INSIDE[section.heading]}</small>" if section.heading in _INSIDE else ""
     return f"<details{opened}><summary>{section.heading}{inside}</summary>\n\n{section.markdown}\n\n</details>"

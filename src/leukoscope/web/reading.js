@@ -20,7 +20,7 @@ element.addEventListener('click', (event) => {
   }
 })
 for (const place of element.querySelectorAll('[data-address]')) place.textContent = `${location.origin}${location.pathname}`
-// On a phone, the table of small changes and what stands beside another section are closed until they are touched.
+// On a phone, the table of small changes is closed until it is touched.
 const evidence = element.closest('#evidence-page')
 if (evidence) {
   new MutationObserver(() => {
@@ -29,8 +29,7 @@ if (evidence) {
       document.body.dataset.lkCard = ''
       window.lkAddress?.('replaceState')
     }
-    const opened = '#lk-small-changes:not([data-lk-come]), #card .md > div > div + div > details:not([data-lk-come])'
-    for (const details of evidence.querySelectorAll(opened)) {
+    for (const details of evidence.querySelectorAll('#lk-small-changes:not([data-lk-come])')) {
       details.dataset.lkCome = ''
       if (innerWidth <= 720) details.open = false
     }
