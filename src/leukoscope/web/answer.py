@@ -333,19 +333,19 @@ class Row:
     def pictures(self, label: str, *, finer: int = 1) -> tuple[Image.Image, Image.Image | None]:
         """The picture and the map of one class over it, at most 640 px on a side.
 
-        All classes of a picture share one colour scale. A model without maps has no overlay. Where a small picture is
-        shown enlarged, the map is drawn `finer` times as large, so that the cell's outline has no steps.
+        All classes of a picture share one colour scale. A model without maps has no overlay. Of a cell on black,
+        which is shown enlarged, the map is drawn `finer` times as large, so that the cell's outline has no steps.
         """
         image = self.picture.image.copy()
         image.thumbnail((CELL_SIDE, CELL_SIDE))
         if self.prediction is None or label not in self.maps:
             return image, None
         below = image
-        if finer > 1:
+        if finer > 1 and self.picture.on_black:
             below = image.resize((finer * image.width, finer * image.height), Image.Resampling.BICUBIC)
-        if finer > 1 and self.picture.rim is not None:
-            rim = self.picture.rim.resize(below.size)
-            below = Image.alpha_composite(below.convert("RGBA"), rim).convert("RGB")
+            if self.picture.rim is not None:
+                rim = self.picture.rim.resize(below.size)
+                below = Image.alpha_composite(below.convert("RGBA"), rim).convert("RGB")
         left, top, right, bottom = (edge * below.width / self.picture.image.width for edge in self.known.view_box)
         drawn = overlay(below, self.maps[label], (left, top, right, bottom), opacity=OPACITY, peak=self.peak)
         return image, drawn
