@@ -307,6 +307,8 @@ def test_the_line_of_another_model_has_the_fewest_words(label: str, share: float
 def test_a_reason_beside_its_picture_names_the_class_and_the_limit() -> None:
     low = Reason("low_confidence", 0.69996, 0.7)
     assert brief_reason(low, "HEM") == "HEM has 69.996\u00a0%; the model gives a class from 70.000\u00a0%."
+    between = Reason("low_confidence", 0.81, 0.823)
+    assert brief_reason(between, "HEM") == "HEM has 81\u00a0%; the model gives a class from 82.3\u00a0%."
     off_cell = Reason("explanation_off_cell", 0.55, 0.63)
     assert brief_reason(off_cell, "ALL") == "Only 55\u00a0% of its map lies on the cell; 63\u00a0% or more is usual."
     views = Reason("views_disagree", 0.375, 0.25)

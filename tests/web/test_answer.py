@@ -35,9 +35,9 @@ from leukoscope.web.answer import (
     answering,
     ask,
     covered,
+    data_of_real_cells,
     example,
     real_cells,
-    source_of,
     under_small_changes,
     views_of,
 )
@@ -210,6 +210,13 @@ def test_a_map_that_failed_leads_to_one_of_another_model_that_passed(cell: Row) 
         assert 'data-act="row:' not in stage.cell_picture(row, view="map", forms=None, rows=rows)
 
 
+def test_another_model_that_is_not_sure_has_its_bar_in_grey(cell: Row) -> None:
+    unsure = replace(cell, prediction=replace(cell.known, decision=Decision(ABSTAIN)))
+    line = stage.model_line(unsure)
+    assert line["words"] == f"Not sure, {unsure.called()}" and line["share"]
+    assert [colour for _, colour in line["bar"]] == ["var(--lk-none)"]
+
+
 def test_an_example_leads_to_the_next_tile(cell: Row) -> None:
     for number, following in ((1, "example:2"), (5, "example:6"), (6, "smear")):
         row = Row(example(number), "a")
@@ -345,15 +352,15 @@ def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache
     assert "No nucleus is told apart" in stage.cell_picture(cell, view="covered", forms={})
     unsure = replace(cell, prediction=replace(cell.known, decision=Decision("abstain")))
     shown = stage.cell_picture(cell, view="covered", forms={"nucleus": unsure})
-    assert re.search(r"<b>ALL\s[\d>]+\s%</b> <small>not sure</small>", shown)
+    assert re.search(r"<b>Nucleus covered</b><span>ALL\s[\d>]+\s%, not sure</span>", shown)
 
 
 def test_a_covered_part_shows_the_share_of_the_class_where_no_class_is_given(cell: Row) -> None:
     """All that stood there was "unlike", for every part."""
     prediction = replace(cell.known, decision=Decision(OUT_OF_DISTRIBUTION), probabilities={"ALL": 0.31, "HEM": 0.69})
     shown = stage.cell_picture(cell, view="covered", forms={"nucleus": replace(cell, prediction=prediction)})
-    assert "<b>ALL\u00a031\u00a0%</b> <small>unlike</small>" in shown
-    assert "How probable ALL stays with a part covered. Unlike the training cells, it gets no class." in shown
+    assert "<b>Nucleus covered</b><span>ALL\u00a031\u00a0%, no\u00a0class</span>" in shown
+    assert "How probable ALL stays with a part covered. No class: unlike the training cells." in shown
 
 
 def test_spots_stained_darker_are_no_nucleus(cell: Row, models: ModelCache) -> None:
@@ -483,9 +490,10 @@ def test_real_cells_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_real_cells_are_those_of_the_model_s_data_set_if_the_hub_has_it(models: ModelCache, tiny_release: Path) -> None:
-    assert source_of(models, "cnmc")[0] == "dwb2023/cnmc-leukemia-2019"
-    with pytest.raises(LeukoscopeError, match="tiny: was trained on data of which no copy on the Hub is known; upload"):
-        source_of(ModelCache({"tiny": tiny_release}), "tiny")
+    assert data_of_real_cells(models, ["cnmc"]).hub_id == "dwb2023/cnmc-leukemia-2019"
+    assert data_of_real_cells(models, ["ball4", "cnmc"]).hub_id == "dwb2023/cnmc-leukemia-2019"
+    with pytest.raises(LeukoscopeError, match="tiny was trained on data of which no copy on the Hub is known. Give a"):
+        data_of_real_cells(ModelCache({"tiny": tiny_release}), ["tiny"])
 
 
 def test_a_hub_that_does_not_answer_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ import pytest
 from PIL import Image
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.loading import StreamedCell
 from leukoscope.data.smear import UnusableSmear
 from leukoscope.reports.text import outcome_text
 from leukoscope.web.answer import Answer, Picture, example
@@ -711,6 +712,36 @@ def test_the_answer_to_a_whole_smear_offers_the_models_of_its_cells_and_its_cell
     assert ">← Cells</button>" in text and "← Smear" not in text, "the smear is what is shown"
     assert visit.scene.row.refused and "or give a smear stained as those of B-ALL, four classes" in text
     assert 'data-act="read:ball4"' in shown(page, click(page, visit, "read:cnmc")) and visit.scene.cell is None
+
+
+def test_real_cells_stay_in_the_strip_whichever_model_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strip asked the open model for its data set: of ball4 no copy is on the Hub, and the page broke."""
+    page, visit = page_of(ModelCache({"ball4": BALL4, "cnmc": CNMC})), Visit()
+    cell = StreamedCell(example(1).image, "ALL")
+    monkeypatch.setattr("leukoscope.web.page.real_cells", lambda _: [cell])
+    list(click(page, visit, "smear"))
+    shown(page, click(page, visit, "read:ball4"))
+    (offered,) = click(page, visit, "real")
+    assert "Real cells of C-NMC 2019" in unescape(offered[page.tiles]) and 'data-act="real:0"' in offered[page.tiles]
+    assert visit.scene.model == "ball4"
+
+
+def test_without_a_whole_cell_no_model_is_offered_that_would_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    page, visit = page_of(ModelCache({"cnmc": CNMC, "other": CNMC, "ball4": BALL4})), Visit()
+    assert 'data-act="read:other"' in shown(page, click(page, visit, "smear"))
+    monkeypatch.setattr(Smear, "whole", property(lambda _: []))
+    answer = page._answer(visit)
+    assert "No whole white cell found" in answer
+    assert 'data-act="read:ball4"' in answer and 'data-act="read:other"' not in answer
+
+
+def test_a_model_that_the_visitor_chose_is_said_to_be_with_the_next_picture(page: Page) -> None:
+    visit = Visit()
+    assert "your choice" not in shown(page, click(page, visit, "example:1"))
+    assert "<b>now other</b>" in shown(page, click(page, visit, "row:1"))
+    assert "other · your choice" in shown(page, click(page, visit, "example:2"))
+    list(click(page, visit, "row:1"))
+    assert visit.scene.model == "one" and "your choice" not in shown(page, click(page, visit, "example:3"))
 
 
 def test_only_what_is_synthetic_has_an_address(page: Page) -> None:

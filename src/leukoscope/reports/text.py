@@ -163,7 +163,8 @@ def decision_text(decision: Decision, probabilities: Mapping[str, float], metric
 def brief_reason(reason: Reason, most_probable: str) -> str:
     """A reason as it stands beside its picture: names the most probable class."""
     if reason.code == "low_confidence":
-        return reason.fill(most_probable + " has {value:.0%}; the model gives a class from {limit:.0%}.")
+        digits = digits_of_limit(reason.limit or 0.0)
+        return reason.fill(most_probable + f" has {{value:.0%}}; the model gives a class from {{limit:.{digits}%}}.")
     if reason.code == "explanation_off_cell":
         return reason.fill("Only {value:.0%} of its map lies on the cell; {limit:.0%} or more is usual.")
     return reason.text

@@ -6,7 +6,7 @@ then for its eight turned and mirrored views: the map is their mean, turned back
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -586,9 +586,18 @@ def real_cells(hub_id: str) -> list[StreamedCell]:
     return stream_cells(hub_id)
 
 
-def source_of(models: ModelCache, name: str) -> tuple[str, DatasetInfo]:
-    """The Hub id and the data set that a model was trained on; an error where no copy of it is on the Hub."""
-    info = trained_on(models.predictor(name).release.metrics)
-    if info and info.hub_id:
-        return info.hub_id, info
-    raise DataError(f"{name}: was trained on data of which no copy on the Hub is known; upload a cell of your own")
+def data_of_real_cells(models: ModelCache, names: Sequence[str]) -> DatasetInfo:
+    """The first data set with a copy on the Hub that one of these models was trained on.
+
+    Raises:
+        LeukoscopeError: none of them was trained on such a data set.
+    """
+    for name in names:
+        data = trained_on(models.predictor(name).release.metrics)
+        if data is not None and data.hub_id:
+            return data
+    listed = ", ".join(names)
+    raise DataError(
+        f"Real cells cannot be offered: {listed} was trained on data of which no copy on the Hub is known. Give a cell "
+        "of your own."
+    )

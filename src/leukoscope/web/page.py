@@ -26,7 +26,7 @@ from leukoscope.data.smear import UnusableSmear, looks_like_smear
 from leukoscope.reports.text import outcome_text
 from leukoscope.web import batch_page, smear_page, stage, upload
 from leukoscope.web.acts import Act, NoSuchAct, parse_act
-from leukoscope.web.answer import Answer, Picture, Row, answering, ask, example, real_cells, row_of, source_of
+from leukoscope.web.answer import Answer, Picture, Row, answering, ask, data_of_real_cells, example, real_cells, row_of
 from leukoscope.web.batch import BatchResult, columns, predict_batch
 from leukoscope.web.batch_files import Batch, is_zip, open_batch, sample_batch
 from leukoscope.web.drawing import WAITING_FOR_OTHERS, Address, invitation, message, part, waiting
@@ -308,6 +308,10 @@ class Page:
         others = tuple(name for name in self._names(visit) if name != scene.model)
         address = Address(self._example(visit), scene.number, scene.cell)
         if isinstance(scene.content, Smear):
+            if not scene.content.whole:
+                # Every model of cut-out cells would find the same cells.
+                readers = self._readers(others)
+                others = tuple(name for name in others if name not in readers)
             return smear_page.smear_answer(scene.content, others, address=address)
         if isinstance(scene.content, BatchResult) and scene.content.is_reading:
             return batch_page.progress(scene.content)
@@ -337,6 +341,7 @@ class Page:
             address=address,
             readers=self._smear_readers(visit),
             next_cell=next_cell,
+            first_model=next(iter(self._readers(self.models.names) or self.models.names), ""),
         )
 
     @staticmethod
@@ -383,8 +388,8 @@ class Page:
         real = []
         credit = ""
         if visit.real:
-            _, data = source_of(self.models, self.models.or_first(visit.scene.model))
-            cells = real_cells(visit.real)
+            data = visit.real
+            cells = real_cells(str(data.hub_id))
             real = [
                 stage.picture_tile(f"real:{number}", cell.label, Picture.opened(cell.image, f"Real {cell.label}"),
                                    visit.scene.source == f"real:{number}")
@@ -774,17 +779,19 @@ class Page:
         yield Update(parcel=f"<template>{escape(json.dumps(sent))}</template>")
 
     def offer_real_cells(self, visit: Visit) -> Iterator[Update]:
-        """Real cells to pick from, of the data set that the open model was trained on."""
-        hub_id, _ = source_of(self.models, self.models.or_first(visit.scene.model))
-        real_cells(hub_id)
-        visit.real = hub_id
+        """Real cells to pick from, of a data set that a model here was trained on."""
+        # First those of the open model.
+        names = dict.fromkeys([self.models.or_first(visit.scene.model), *self._names(visit)])
+        data = data_of_real_cells(self.models, list(names))
+        real_cells(str(data.hub_id))
+        visit.real = data
         yield Update()
 
     def open_real_cell(self, visit: Visit, number: int) -> Iterator[Update]:
         """The real cell that is picked."""
         cells = []
         if visit.real:
-            cells = real_cells(visit.real)
+            cells = real_cells(str(visit.real.hub_id))
         if number >= len(cells):
             raise LeukoscopeError("Real cells are offered again by the tile “real cells”.")
         cell = cells[number]

@@ -35,6 +35,7 @@ INK = "#18141f"
 QUIET = "#5d5868"
 RULE = "#e3e0ea"
 NO_CLASS = "#6d6877"
+ACCENT = "#5a2d97"
 FACTS_AT = MARGIN + 170  # where what is said of a topic begins
 WARNING = "#7a4b00"
 WARNING_FILL = "#fff3d6"
@@ -181,6 +182,16 @@ class _Sheet:
         self.image.paste(stage)
         self.pen = ImageDraw.Draw(self.image)
         self.top = float(stage.height + MARGIN - 8)
+        self.wordmark()
+
+    def wordmark(self) -> None:
+        """The page's ring and name at the right of the first line: a saved picture travels alone."""
+        font = _font(TEXT, bold=True)
+        right = SHEET_WIDTH - MARGIN
+        middle = self.top + TEXT * 0.62
+        self.pen.text((right, middle), "Leukoscope", INK, font, anchor="rm")
+        ring_right = right - font.getlength("Leukoscope") - 10
+        self.pen.ellipse((ring_right - 24, middle - 12, ring_right, middle + 12), outline=ACCENT, width=6)
 
     def text(self, sentence: str, ink: str = INK, *, size: int = TEXT, bold: bool = False, indent: int = 0) -> None:
         """A sentence over as many lines as it needs; none for ""."""

@@ -15,11 +15,12 @@ from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
 from leukoscope.inference.smear import AT_EDGE, CellReading
 from leukoscope.reports import trust
 from leukoscope.reports.text import about_model, outcome_text, percent, percentages
-from leukoscope.web.answer import Row
+from leukoscope.web.answer import Picture, Row
 from leukoscope.web.drawing import NO_ADDRESS, UNLIKE_TRAINING, Address, colour, embedded, form, outcome_counts, render
 from leukoscope.web.smear import Smear, example_smear, scale_text, with_painted_rim
 from leukoscope.web.smear_flags import place_flags
-from leukoscope.web.stage import model_line
+from leukoscope.web.stage import TILE_ZOOM, model_line
+from leukoscope.web.views import FILLS_FORM, closer, enlarged
 
 SMEAR_SIDE = 1400
 MOST_BOXES_WITH_CLASS = 12
@@ -29,6 +30,7 @@ _LEAST_WIDTH = 390
 _LEAST_WIDTH_OF_MANY = 520
 _LEAST_HEIGHT = 420
 CAPTION_SHARE = 0.08  # of the picture's height, what its name and scale take at most where they lie over it
+LEAST_RATIO_UNDER_CAPTION = 1.2  # of width to height: below it, the caption would lie half beside the picture
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _GUESSED = "better give it."  # the end of a note on its scale, for which the stage has its own words
 
@@ -131,8 +133,8 @@ def smear_picture(smear: Smear) -> Markup:
     width, height = image.size
     crowded = len(reading.cells) > MOST_BOXES_WITH_CLASS
     boxes = [_box(smear, number, crowded=crowded) for number in range(len(reading.cells))]
-    # Where a cell lies along the upper edge, name and scale stand above the picture.
-    has_bar = any(box["top"] < CAPTION_SHARE for box in boxes)
+    # Where a cell lies along the upper edge, or the picture is narrower than the stage, name and scale stand above it.
+    has_bar = width < LEAST_RATIO_UNDER_CAPTION * height or any(box["top"] < CAPTION_SHARE for box in boxes)
     _add_flags(boxes, width / height, crowded=crowded, top=0.0 if has_bar else CAPTION_SHARE)
     scale = reading.smear.scale
     um_per_pixel = ""
@@ -399,6 +401,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
     thumbnail = alone
     if dark:
         thumbnail = with_painted_rim(alone)
+    thumbnail = closer(thumbnail, min(TILE_ZOOM, enlarged(Picture(alone, ""), FILLS_FORM)))
     area, _ = cell_size(cell.cell)
     caption = cell_words(cell, labels)
     if cell.outcome in REFUSED:

@@ -162,6 +162,7 @@ def cell_answer(
     address: Address = NO_ADDRESS,
     readers: Sequence[str] = (),
     next_cell: int | None = None,
+    first_model: str = "",
 ) -> Markup:
     """The right of the stage: the open model's answer, then a line for each other model.
 
@@ -169,6 +170,7 @@ def cell_answer(
         name: what a cell of a batch is called, or what was measured of one of a smear; "" for any other.
         readers: models that can read the smear that it was opened from.
         next_cell: number of the smear's cell after it; None for no other.
+        first_model: the model that answers where the visitor chose none.
     """
     row = None
     if opened < len(answer.rows):
@@ -196,6 +198,7 @@ def cell_answer(
         address=address,
         readers=readers,
         next_cell=next_cell,
+        is_chosen=row is not None and row.model == answer.chosen != first_model,
     )
 
 
@@ -204,18 +207,21 @@ def model_line(row: Row, opened: Row | None = None) -> dict[str, Any]:
     if row.prediction is None:
         return {"model": row.model, "words": row.error, "bar": [], "share": ""}
     decision = row.decision_text()
-    if not decision.has_class:
-        words = "Not sure"
-        if row.refused:
-            opened_has_none = opened is not None and opened.prediction is not None and not opened.gives_a_class
-            words = "No class either" if opened_has_none else "No class"
+    if row.refused:
+        opened_has_none = opened is not None and opened.prediction is not None and not opened.gives_a_class
+        words = "No class either" if opened_has_none else "No class"
         return {"model": row.model, "words": words, "bar": [], "share": ""}
     called = row.called()
+    words = text.brief_class_text(called, row.known.probabilities[called])
+    bar_colour = class_colour(row, called)
+    if not decision.has_class:
+        words = f"Not sure, {called}"
+        bar_colour = "var(--lk-none)"
     return {
         "model": row.model,
-        "words": text.brief_class_text(called, row.known.probabilities[called]),
-        "bar": [(row.known.probabilities[called], class_colour(row, called))],
-        "share": percent(row.known.probabilities[called]),
+        "words": words,
+        "bar": [(row.known.probabilities[called], bar_colour)],
+        "share": text.percentages(row.known.probabilities, row.known.decision)[called],
     }
 
 

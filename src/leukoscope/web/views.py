@@ -193,15 +193,6 @@ def _answered(decision: Decision, probabilities: Mapping[str, float], label: str
     return share, ""
 
 
-def _why_no_class(decision: Decision) -> str:
-    """Why a form of the cell gets no class, in a word; "" where it gets one."""
-    if decision.outcome in REFUSED:
-        return UNLIKE_TRAINING
-    if decision.label is None:
-        return outcome_text(decision.outcome)
-    return ""
-
-
 def _draw_covered(shown: Shown) -> Markup:
     row = shown.row
     forms = shown.forms
@@ -213,14 +204,18 @@ def _draw_covered(shown: Shown) -> Markup:
         title = _COVERED[part]
         if part == "outside" and row.picture.on_black:
             title = "Background covered"
-        shown_share = percentages(form.known.probabilities, form.known.decision)[called]
-        answered = (f"{called}\u00a0{shown_share}", _why_no_class(form.known.decision))
-        forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, answered, title))
+        share = f"{called}\u00a0{percentages(form.known.probabilities, form.known.decision)[called]}"
+        if form.refused:
+            share += ", no\u00a0class"
+        elif form.known.decision.label is None:
+            share += f", {outcome_text(form.known.outcome)}"
+        # What is covered comes first: "unlike" beside "nucleus covered" was read as one.
+        forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, (title, ""), share))
     sentence = ""
     if "nucleus" not in forms:
         sentence = "No nucleus is told apart in this picture."
     elif any(form.refused for form in forms.values()):
-        sentence = f"How probable {called} stays with a part covered. Unlike the training cells, it gets no class."
+        sentence = f"How probable {called} stays with a part covered. No class: unlike the training cells."
     return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=row.picture.is_dark)
 
 

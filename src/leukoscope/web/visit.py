@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from leukoscope import LeukoscopeError
+from leukoscope.data.registry import DatasetInfo
 from leukoscope.web import upload
 from leukoscope.web.answer import Answer, Picture, Row
 from leukoscope.web.batch import MAX_KEPT, BatchResult
@@ -155,7 +156,7 @@ class Visit:
     recent: list[Scene] = field(default_factory=list)  # of what was given last, the newest first; at most one batch
     added: list[str] = field(default_factory=list)  # Hub ids of models that the visitor named
     chosen: str = ""  # name of the model that the visitor opened last; "" for none yet
-    real: str = ""  # Hub id of the data set whose real cells are offered
+    real: DatasetInfo | None = None  # the data set on the Hub whose real cells are offered
 
     def chosen_or_first(self, names: Sequence[str]) -> str:
         """Of these models the one that the visitor opened last, or the first."""
