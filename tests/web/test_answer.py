@@ -360,7 +360,7 @@ def test_a_covered_part_shows_the_share_of_the_class_where_no_class_is_given(cel
     prediction = replace(cell.known, decision=Decision(OUT_OF_DISTRIBUTION), probabilities={"ALL": 0.31, "HEM": 0.69})
     shown = stage.cell_picture(cell, view="covered", forms={"nucleus": replace(cell, prediction=prediction)})
     assert "<b>Nucleus covered</b><span>ALL\u00a031\u00a0%, no\u00a0class</span>" in shown
-    assert "How probable ALL stays with a part covered. No class: unlike the training cells." in shown
+    assert "Covered, it is unlike the training cells and gets no class; the figures show which part counts." in shown
 
 
 def test_spots_stained_darker_are_no_nucleus(cell: Row, models: ModelCache) -> None:
@@ -531,6 +531,22 @@ def test_a_saved_result_holds_the_bars_and_the_colour_scale(cell: Row, refused: 
     below = drawn[545:600, SHEET_WIDTH // 2 :].astype(int)
     assert (abs(below - (252, 255, 164)).sum(axis=2) < 6).any()
     assert not (np.asarray(row_image(refused, "ALL")) == (0xD5, 0x5E, 0x00)).all(axis=2).any()
+
+
+def test_a_saved_picture_has_the_map_where_the_page_shows_it(cell: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    write = ImageDraw.ImageDraw.text
+
+    def note_and_write(pen: ImageDraw.ImageDraw, at: tuple[float, float], words: str, *rest: Any, **more: Any) -> None:
+        written.append(words)
+        write(pen, at, words, *rest, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note_and_write)
+    for with_map in (True, False):
+        written.clear()
+        save_row(cell, with_map=with_map)
+        assert ("Its maps" in written) == (" strong, for ALL" in written) == with_map
+        assert "Leukoscope" in written and "Synthetic ALL, as in the file" in written
 
 
 def test_a_saved_cell_without_a_class_has_dots_as_grey_as_its_bar_and_its_limit_in_words(

@@ -367,7 +367,7 @@ def test_that_another_model_can_answer_about_more_people_stands_on_its_button() 
     some = said(replace(few, rows=(*few.rows[:2], *more)))
     assert some == ["other can answer about 1 more person: 2 cells suffice"]
     some = said(replace(few, rows=(*few.rows, *more)))
-    assert some == ["other can answer about 2 more people: 2 cells suffice"]
+    assert some == ["other can answer about up to 2 more people: 2 cells suffice"]
     assert "lk-needs" not in batch_answer(few, others), "of which nothing is known"
     title = "leukoscope-other can answer about all 2 people: 2 cells suffice; read the 4 cells, too"
     assert f'title="{title}"' in batch_answer(few, others, least_cells=least)

@@ -28,10 +28,11 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.loading import StreamedCell
 from leukoscope.data.smear import UnusableSmear
 from leukoscope.reports.text import outcome_text
-from leukoscope.web.answer import Answer, Picture, example
+from leukoscope.web.answer import Answer, Picture, Row, example
 from leukoscope.web.batch import BatchResult
 from leukoscope.web.batch_files import Batch, BatchFile
 from leukoscope.web.drawing import WAITING_FOR_OTHERS
+from leukoscope.web.export import File, save_row
 from leukoscope.web.model_cache import ModelCache
 from leukoscope.web.page import BROKEN, FAILED, STOPPED, Page
 from leukoscope.web.smear import Smear, example_smear, read_smear
@@ -328,7 +329,8 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     assert text.count("Back to the smear") == 2 and ">← Smear</button>" in text and ">Cell 2</span>" in text
     assert isinstance(on_stage(visit)[0], Answer) and on_stage(visit)[1] is read
     assert not visit.recent, "it is opened again from its smear"
-    assert re.search(r"· \d+ µm², nucleus \d+\s% of it", text) and 'data-act="cell:2"' in text
+    assert re.search(r"· \d+ µm², nucleus \d+\s% of it", text)
+    assert text.count('data-act="cell:2"') == 2, "below the answer, and on a phone's stage"
     list(click(page, visit, "view:turned"))
     next_text = shown(page, click(page, visit, "cell:2"))
     assert ">Cell 3</span>" in next_text and "lk-shows-turned" in next_text and on_stage(visit)[1] is read
@@ -742,6 +744,22 @@ def test_a_model_that_the_visitor_chose_is_said_to_be_with_the_next_picture(page
     assert "other · your choice" in shown(page, click(page, visit, "example:2"))
     list(click(page, visit, "row:1"))
     assert visit.scene.model == "one" and "your choice" not in shown(page, click(page, visit, "example:3"))
+
+
+def test_save_picture_saves_the_map_only_where_it_is_shown(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    visit = Visit()
+    list(click(page, visit, "example:1"))
+    asked = []
+
+    def note_and_save(row: Row, label: str, *, with_map: bool) -> File:
+        asked.append(with_map)
+        return save_row(row, label, with_map=with_map)
+
+    monkeypatch.setattr("leukoscope.web.page.save_row", note_and_save)
+    for view in ("cell", "map"):
+        list(click(page, visit, f"view:{view}"))
+        list(click(page, visit, "save:png"))
+    assert asked == [False, True]
 
 
 def test_only_what_is_synthetic_has_an_address(page: Page) -> None:

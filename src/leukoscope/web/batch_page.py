@@ -584,7 +584,8 @@ def _answers_about_more(result: BatchResult, least_cells: int | None) -> str:
         return ""
     known = len(result.subjects)
     if len(without) < known:
-        whom = f"{enough} more {'person' if enough == 1 else 'people'}"
+        # Some of their cells may be unlike the other model's training cells.
+        whom = "1 more person" if enough == 1 else f"up to {enough} more people"
     elif known == 1:
         whom = "this person"
     else:

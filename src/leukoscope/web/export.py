@@ -112,9 +112,10 @@ def save_smear(kind: str, smear: Smear) -> File:
     return csv_file(f"leukoscope-{_stem(reading.source)}.csv", columns)
 
 
-def save_row(row: Row, label: str = "") -> File:
-    """One model's answer as shown, with the map of a class; "" for the one that is called."""
+def save_row(row: Row, label: str = "", *, with_map: bool = True) -> File:
+    """One model's answer as shown, with the map of a class, "" for the one that is called, or without it."""
     label = label or row.called()
     title = f"{row.picture.caption}, predicted by {row.model}"
     summary = row.summary(label=label)
-    return _png_file(row.picture.caption, row_image(row, label), title, row.model, row.known.revision, summary)
+    image = row_image(row, label, with_map=with_map)
+    return _png_file(row.picture.caption, image, title, row.model, row.known.revision, summary)

@@ -300,18 +300,21 @@ class Page:
             back=scene.back,
             rows=scene.content.rows,
             reader=self._reader_with_maps(visit),
+            next_cell=_next_cell(scene),
         )
 
     def _answer(self, visit: Visit) -> str:
         """The right of the stage."""
         scene = visit.scene
-        others = tuple(name for name in self._names(visit) if name != scene.model)
+        names = self._names(visit)
+        readers = self._readers(names)
+        # Those that read the same cells come before those of whole pictures.
+        others = sorted((name for name in names if name != scene.model), key=lambda name: name not in readers)
         address = Address(self._example(visit), scene.number, scene.cell)
         if isinstance(scene.content, Smear):
             if not scene.content.whole:
                 # Every model of cut-out cells would find the same cells.
-                readers = self._readers(others)
-                others = tuple(name for name in others if name not in readers)
+                others = [name for name in others if name not in readers]
             return smear_page.smear_answer(scene.content, others, address=address)
         if isinstance(scene.content, BatchResult) and scene.content.is_reading:
             return batch_page.progress(scene.content)
@@ -331,16 +334,13 @@ class Page:
         opened = scene.opened
         if opened is None:
             opened = len(scene.content.rows)
-        next_cell = None
-        if isinstance(scene.behind, Smear) and scene.cell is not None:
-            next_cell = smear_page.next_cell(scene.behind, scene.cell)
         return stage.cell_answer(
             scene.content,
             opened,
             name=_cell_of_batch(scene) or _measures_of_cell(scene),
             address=address,
             readers=self._smear_readers(visit),
-            next_cell=next_cell,
+            next_cell=_next_cell(scene),
             first_model=next(iter(self._readers(self.models.names) or self.models.names), ""),
         )
 
@@ -774,7 +774,9 @@ class Page:
             in_words = [outcome_text(row.prediction.outcome) for row in content.rows]
             file = csv_file("leukoscope-cells.csv", {**columns(content), "outcome": in_words})
         else:
-            file = save_row(visit.scene.row, visit.scene.label)
+            row = visit.scene.row
+            shows_map = chosen_view(row, visit.scene.view).name == "map"
+            file = save_row(row, visit.scene.label, with_map=shows_map)
         sent = {**file._asdict(), "content": base64.b64encode(file.content).decode(), "number": visit.asked}
         yield Update(parcel=f"<template>{escape(json.dumps(sent))}</template>")
 
@@ -811,3 +813,10 @@ def _measures_of_cell(scene: Scene) -> str:
     if isinstance(scene.behind, Smear) and scene.cell is not None:
         return smear_page.measures(scene.behind.reading.cells[scene.cell].cell)
     return ""
+
+
+def _next_cell(scene: Scene) -> int | None:
+    """Number of the cell after the one that is opened from a smear; None for no other."""
+    if isinstance(scene.behind, Smear) and scene.cell is not None:
+        return smear_page.next_cell(scene.behind, scene.cell)
+    return None

@@ -19,7 +19,7 @@ from leukoscope.reports import text, trust
 from leukoscope.web import smear_page
 from leukoscope.web.answer import Row
 from leukoscope.web.smear import Smear, scale_text
-from leukoscope.web.stage import Limit, facts, limit_on_bar
+from leukoscope.web.stage import ABOUT_MAPS, Limit, facts, limit_on_bar
 from leukoscope.web.views import FINER_MAP, closer, enlarged
 
 # The page's light colours, and its sizes doubled, in pixels.
@@ -54,9 +54,9 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     return drawing_font(size)
 
 
-def row_image(row: Row, label: str) -> Image.Image:
+def row_image(row: Row, label: str, *, with_map: bool = True) -> Image.Image:
     """One model's answer as RGB: the cell, the map of a class beside it, and the answer below them."""
-    sheet = _Sheet(_stage(row, label))
+    sheet = _Sheet(_stage(row, label, with_map=with_map))
     labels = list(row.known.probabilities)
     decided = row.decision_text()
     sheet.text(text.short_name(row.model), QUIET)
@@ -74,7 +74,8 @@ def row_image(row: Row, label: str) -> Image.Image:
         sheet.recalls(trust.trust_rows(row.metrics), labels)
     sheet.rule()
     for topic, sentences in facts(row, label).items():
-        sheet.fact(topic, sentences)
+        if with_map or topic not in ABOUT_MAPS:
+            sheet.fact(topic, sentences)
     return sheet.finished()
 
 
@@ -131,16 +132,15 @@ def _colour(label: str, labels: Sequence[str]) -> str:
     return CLASS_COLOURS[colour_place(label, labels)]
 
 
-def _stage(row: Row, label: str) -> Image.Image:
+def _stage(row: Row, label: str, *, with_map: bool) -> Image.Image:
     """Cell and map on black, the map with its scale; the colours of the file as they are."""
+    has_map = with_map and bool(row.maps)
     zoom = enlarged(row.picture)
-    pictures = [
-        ImageOps.contain(closer(picture, zoom), (SIDE, SIDE))
-        for picture in row.pictures(label, finer=FINER_MAP)
-        if picture
-    ]
+    cell, overlaid = row.pictures(label, finer=FINER_MAP)
+    shown = [cell, overlaid] if has_map and overlaid is not None else [cell]
+    pictures = [ImageOps.contain(closer(picture, zoom), (SIDE, SIDE)) for picture in shown]
     height = max(picture.height for picture in pictures)
-    failed = bool(row.maps) and trust.maps_passed(row.metrics) is False
+    failed = has_map and trust.maps_passed(row.metrics) is False
     lines = 2 if failed else 1
     stage = Image.new("RGB", (SHEET_WIDTH, MARGIN + height + MARGIN + lines * LINE), STAGE)
     pen = ImageDraw.Draw(stage)
@@ -151,8 +151,10 @@ def _stage(row: Row, label: str) -> Image.Image:
     caption = row.picture.caption
     if len(caption) > MOST_CAPTION:
         caption = f"…{caption[1 - MOST_CAPTION :]}"
+    if row.picture.is_dark:
+        caption += ", as in the file"
     pen.text((middles[0], captions_at), caption, ON_STAGE, _font(TEXT), anchor="ma")
-    if row.maps:
+    if has_map:
         _scale(stage, label, middles[-1], captions_at)
     if failed:
         warning = "this model's maps failed our checks"

@@ -115,6 +115,7 @@ def cell_picture(
     back: str = "",
     rows: Sequence[Row] = (),
     reader: str = "",
+    next_cell: int | None = None,
 ) -> Markup:
     """The left of the stage: the cell, its orientations, its covered parts, or its map.
 
@@ -126,6 +127,7 @@ def cell_picture(
         back: what the cell was opened from, in a word; "" for nothing.
         rows: what all models say of the cell, in the order of the answer.
         reader: name of a model that has not read it yet and whose maps passed their checks; "" for none.
+        next_cell: number of the smear's cell after it; None for no other.
     """
     chosen = views.chosen_view(row, view)
     offered = views.offered(row)
@@ -141,6 +143,7 @@ def cell_picture(
         dark=row.picture.is_dark,
         back=back,
         next_tile="" if back else _next_tile(row.picture),
+        next_cell=next_cell,
         is_read_as_smear=len(offered) == 1 and not back and not row.picture.on_black,
     )
 
@@ -263,6 +266,9 @@ def _opened(row: Row) -> dict[str, Any]:
         },
         "can_save": not row.pending,
     }
+
+
+ABOUT_MAPS = ("This map", "Its maps")  # topics of `facts`
 
 
 def facts(row: Row, label: str) -> dict[str, str]:

@@ -215,7 +215,7 @@ def _draw_covered(shown: Shown) -> Markup:
     if "nucleus" not in forms:
         sentence = "No nucleus is told apart in this picture."
     elif any(form.refused for form in forms.values()):
-        sentence = f"How probable {called} stays with a part covered. No class: unlike the training cells."
+        sentence = "Covered, it is unlike the training cells and gets no class; the figures show which part counts."
     return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=row.picture.is_dark)
 
 
