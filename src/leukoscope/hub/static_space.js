@@ -499,7 +499,7 @@ function enlarged(image) {
     if (!isBright(image, y * width + x)) continue
     farthest = Math.max(farthest, Math.abs(x - width / 2) / (width / 2), Math.abs(y - height / 2) / (height / 2))
   }
-  return Math.min(2.2, Math.max(1, 0.72 / Math.max(farthest, 1e-6)))
+  return Math.min(2.2, Math.max(1, 0.7 / Math.max(farthest, 1e-6)))
 }
 
 function stand({name, image, rgba}) {

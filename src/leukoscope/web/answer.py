@@ -396,7 +396,6 @@ class Answer:
     rows: tuple[Row, ...] = ()  # one a model, the best model first
     waiting: tuple[str, ...] = ()  # models that have not answered yet, the next one first
     chosen: str = ""  # the model that the visitor opened last
-    is_switched: bool = False  # whether the visitor opened it for this picture
 
     @property
     def complete(self) -> bool:

@@ -611,7 +611,7 @@ class Page:
             raise LeukoscopeError(NOT_KEPT)
         scene = visit.recent[number]
         if isinstance(scene.content, Answer):
-            answer = replace(scene.content, chosen=visit.chosen, is_switched=False)
+            answer = replace(scene.content, chosen=visit.chosen)
             scene = replace(scene, content=answer, opened=answer.best)
         if isinstance(scene.content, Smear):
             yield from self._opened_smear(scene, scene.content)
@@ -626,7 +626,7 @@ class Page:
         if number >= len(answer.rows):
             return
         visit.chosen = answer.rows[number].model
-        switched = replace(answer, chosen=visit.chosen, is_switched=True)
+        switched = replace(answer, chosen=visit.chosen)
         opened = replace(visit.scene, content=switched).open_row(number)
         yield Update(replace(opened, view=visit.scene.view))
 

@@ -22,7 +22,7 @@ from leukoscope.web.answer import Picture, Row, covered, views_of
 from leukoscope.web.drawing import UNLIKE_TRAINING, colour, embedded, render
 from leukoscope.web.model_cache import ModelCache
 
-FILLS = 0.72  # share of the stage's side that a cell cut out on black fills when it is shown first
+FILLS = 0.7  # share of the stage's side that a cell cut out on black fills when it is shown first
 FILLS_FORM = 0.88  # the same of a form's picture
 FORM_SIDE = 400  # pixels of a form's picture
 MOST_ENLARGED = 2.2
