@@ -40,8 +40,8 @@ def test_the_figures_of_every_model_are_in_sight_at_once(visits: Callable[..., A
     last_model = page.locator(".lk-all-models tbody tr", has_text="efficientnet-b3-cnmc").first.bounding_box()
     assert last_model["y"] + last_model["height"] <= LAPTOP["viewport"]["height"]
     jumps = page.locator(".lk-jumps").bounding_box()
-    said = page.locator(".lk-above-table .lk-quiet").bounding_box()
-    assert said["x"] + said["width"] <= jumps["x"], "beside each other"
+    title = page.locator(".lk-above-table .lk-verdict").bounding_box()
+    assert title["x"] + title["width"] <= jumps["x"], "beside each other"
 
 
 def test_on_a_phone_the_answer_of_another_model_is_in_sight(visits: Callable[..., Any]) -> None:
