@@ -533,15 +533,21 @@ def test_a_saved_result_holds_the_bars_and_the_colour_scale(cell: Row, refused: 
     assert not (np.asarray(row_image(refused, "ALL")) == (0xD5, 0x5E, 0x00)).all(axis=2).any()
 
 
-def test_a_saved_picture_has_the_map_where_the_page_shows_it(cell: Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = []
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words that are drawn on saved pictures, which are drawn as ever."""
+    words_drawn = []
     write = ImageDraw.ImageDraw.text
 
     def note_and_write(pen: ImageDraw.ImageDraw, at: tuple[float, float], words: str, *rest: Any, **more: Any) -> None:
-        written.append(words)
+        words_drawn.append(words)
         write(pen, at, words, *rest, **more)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", note_and_write)
+    return words_drawn
+
+
+def test_a_saved_picture_has_the_map_where_the_page_shows_it(cell: Row, written: list[str]) -> None:
     for with_map in (True, False):
         written.clear()
         save_row(cell, with_map=with_map)
@@ -550,7 +556,7 @@ def test_a_saved_picture_has_the_map_where_the_page_shows_it(cell: Row, monkeypa
 
 
 def test_a_saved_cell_without_a_class_has_dots_as_grey_as_its_bar_and_its_limit_in_words(
-    models: ModelCache, monkeypatch: pytest.MonkeyPatch
+    models: ModelCache, monkeypatch: pytest.MonkeyPatch, written: list[str]
 ) -> None:
     unsure = ask(example(6), models, "cnmc")
     # An orientation in which it is sure has the colour of its class.
@@ -558,14 +564,6 @@ def test_a_saved_cell_without_a_class_has_dots_as_grey_as_its_bar_and_its_limit_
     limit = stage.limit_on_bar(unsure)
     assert limit is not None and limit.words == "HEM from 72\u00a0%"
     assert limit.words in unescape(stage.cell_answer(Answer(unsure.picture, (unsure,)), 0))
-    written = []
-    write = ImageDraw.ImageDraw.text
-
-    def note_and_write(pen: ImageDraw.ImageDraw, at: tuple[float, float], words: str, *rest: Any, **more: Any) -> None:
-        written.append(words)
-        write(pen, at, words, *rest, **more)
-
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note_and_write)
     monkeypatch.setattr(trust, "trust_rows", lambda _metrics: ())  # their meters have the colours of the classes
     below_the_stage = np.asarray(row_image(unsure, "HEM"))[650:]
     assert limit.words in written, "the picture says what the page says"
