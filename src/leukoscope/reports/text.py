@@ -147,8 +147,8 @@ def decision_text(decision: Decision, probabilities: Mapping[str, float], metric
         short = SHORT[decision.outcome]
         headline = f"No class: {short[0].lower()}{short[1:]}."
         if decision.outcome == ABSTAIN:
-            shown = percentages(probabilities, decision)
-            headline = f"Not sure: {first} {shown[first]}, {second} {shown[second]}."
+            percent_of = percentages(probabilities, decision)
+            headline = f"Not sure: {first} {percent_of[first]}, {second} {percent_of[second]}."
         return DecisionText(SHORT[decision.outcome], headline, reasons, has_class=False)
     name = decision.label
     share = percent(probabilities[name])
@@ -402,7 +402,9 @@ def map_text(heat: np.ndarray, label: str) -> str:
     }
     place = max(strengths, key=strengths.__getitem__)
     strong = [strength for strength in strengths.values() if strength > NEARLY_STRONGEST * strengths[place]]
-    where = f"strongest at the {'centre' if place == 'middle centre' else place}"
+    if place == "middle centre":
+        place = "centre"
+    where = f"strongest at the {place}"
     if len(strong) > 1:
         where = "strong in several places"
     return f"Half of the map for {label} lies in {percent(half)} of what the model saw; it is {where}."

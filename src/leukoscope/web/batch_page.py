@@ -251,7 +251,7 @@ def _axis(result: BatchResult) -> dict[str, Any]:
     to_the_right = "the more probable is its class"
     zone_from = 0.0
     if len(classes) == 2:
-        to_the_right = f"the more probably it is {_one(result.positive)}"
+        to_the_right = f"the more probably it is {_with_article(result.positive)}"
         highest = f"{highest} {_kind(result.positive, 1)}"
         classes = sorted(classes, key=lambda label: label == result.positive)
         zone_from = 1 - limit
@@ -424,9 +424,9 @@ def _about_answer(prediction: SubjectPrediction) -> str:
         positive = _kind(prediction.positive_label)
         return f"Other cells of this person may give either class: {_span(prediction.interval)} for {positive}."
     low, high = prediction.interval
-    if prediction.outcome != prediction.positive_label:
-        low, high = 1 - high, 1 - low
-    return f"Other cells of this person would give a probability of {_span((low, high))}."
+    of_positive = prediction.outcome == prediction.positive_label
+    interval = (low, high) if of_positive else (1 - high, 1 - low)
+    return f"Other cells of this person would give a probability of {_span(interval)}."
 
 
 def _span(interval: tuple[float, float], digits: int = 0) -> str:
@@ -682,7 +682,7 @@ def _given_text(result: BatchResult) -> str:
 
 def _number_without_answer(result: BatchResult) -> int:
     """How many people have no answer, where somebody has one: the verdict names only these."""
-    outcomes = [known.outcome for known in result.subject_predictions]
+    outcomes = [prediction.outcome for prediction in result.subject_predictions]
     answered = sum(outcome in result.classes for outcome in outcomes)
     return len(result.subjects) - answered if answered else 0
 
@@ -754,14 +754,17 @@ def _clauses(result: BatchResult) -> list[str]:
     """Whose cells look like each class: few people by name, more by their number."""
     clauses: list[str] = []
     for label in result.classes:
-        subjects = [known.subject for known in result.subject_predictions if known.outcome == label]
+        subjects = [prediction.subject for prediction in result.subject_predictions if prediction.outcome == label]
         if not subjects:
             continue
         people = _listed([_person_name(subject) for subject in subjects])
         if len(subjects) > MOST_NAMED or len(people) > LONGEST_LIST:
             people = _people(len(subjects))
         looks = _look_text(label)
-        clauses.append(f"of {people} {looks.removeprefix('look ')}" if clauses else f"Cells of {people} {looks}")
+        if clauses:
+            clauses.append(f"of {people} {looks.removeprefix('look ')}")
+        else:
+            clauses.append(f"Cells of {people} {looks}")
     return clauses
 
 
@@ -791,7 +794,7 @@ def _kind(outcome: str, number: int = 2) -> str:
     return kind.removesuffix("s") if number == 1 else kind
 
 
-def _one(label: str) -> str:
+def _with_article(label: str) -> str:
     """What one cell of a class is: "a blast", "normal"."""
     kind = _kind(label, 1)
     return kind if kind == _kind(label) else f"a {kind}"
@@ -824,7 +827,7 @@ def _without_answer(result: BatchResult) -> list[str]:
         ABSTAIN: "cells that may give either class",
         "": "pictures that were not read",
     }
-    outcome_of = {known.subject: known.outcome for known in result.subject_predictions}
+    outcome_of = {prediction.subject: prediction.outcome for prediction in result.subject_predictions}
     without = [
         outcome for outcome in (outcome_of.get(subject, "") for subject in result.subjects) if outcome in reasons
     ]
@@ -932,7 +935,7 @@ def _unsure_percent(row: BatchRow) -> str:
 
 
 def _truth_words(row: BatchRow) -> str:
-    return f", is {_one(row.truth)}" if row.is_wrong else ""
+    return f", is {_with_article(row.truth)}" if row.is_wrong else ""
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:

@@ -306,15 +306,9 @@ class Page:
     def _answer(self, visit: Visit) -> str:
         """The right of the stage."""
         scene = visit.scene
-        names = self._names(visit)
-        readers = self._readers(names)
-        # Those that read the same cells come before those of whole pictures.
-        others = sorted((name for name in names if name != scene.model), key=lambda name: name not in readers)
         address = Address(self._example(visit), scene.number, scene.cell)
         if isinstance(scene.content, Smear):
-            if not scene.content.whole:
-                # Every model of cut-out cells would find the same cells.
-                others = [name for name in others if name not in readers]
+            others = self._others_for_smear(visit, scene.content)
             return smear_page.smear_answer(scene.content, others, address=address)
         if isinstance(scene.content, BatchResult) and scene.content.is_reading:
             return batch_page.progress(scene.content)
@@ -373,6 +367,16 @@ class Page:
         if visit.scene.cell is None:
             return ""
         return next((name for name in self._smear_readers(visit) if self.models.maps_passed(name)), "")
+
+    def _others_for_smear(self, visit: Visit, smear: Smear) -> list[str]:
+        """The other models that can read a smear: those that read the same cells before those of whole pictures."""
+        others = [name for name in self._names(visit) if name != smear.reading.model]
+        readers = self._readers(others)
+        of_whole_pictures = [name for name in others if name not in readers]
+        if not smear.whole:
+            # Every model of cut-out cells would find the same cells.
+            return of_whole_pictures
+        return [*readers, *of_whole_pictures]
 
     def _others_for_batch(self, visit: Visit, result: BatchResult) -> list[str]:
         """The other models that know the pictures of a batch."""

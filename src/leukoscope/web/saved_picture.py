@@ -134,11 +134,10 @@ def _colour(label: str, labels: Sequence[str]) -> str:
 
 def _stage(row: Row, label: str, *, with_map: bool) -> Image.Image:
     """Cell and map on black, the map with its scale; the colours of the file as they are."""
-    has_map = with_map and bool(row.maps)
     zoom = enlarged(row.picture)
-    cell, overlaid = row.pictures(label, finer=FINER_MAP)
-    shown = [cell, overlaid] if has_map and overlaid is not None else [cell]
-    pictures = [ImageOps.contain(closer(picture, zoom), (SIDE, SIDE)) for picture in shown]
+    cell_and_map = row.pictures(label if with_map else "", finer=FINER_MAP)
+    pictures = [ImageOps.contain(closer(picture, zoom), (SIDE, SIDE)) for picture in cell_and_map if picture]
+    has_map = len(pictures) == 2
     height = max(picture.height for picture in pictures)
     failed = has_map and trust.maps_passed(row.metrics) is False
     lines = 2 if failed else 1

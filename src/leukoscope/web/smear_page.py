@@ -19,8 +19,8 @@ from leukoscope.web.answer import Picture, Row
 from leukoscope.web.drawing import NO_ADDRESS, UNLIKE_TRAINING, Address, colour, embedded, form, outcome_counts, render
 from leukoscope.web.smear import Smear, example_smear, scale_text, with_painted_rim
 from leukoscope.web.smear_flags import place_flags
-from leukoscope.web.stage import TILE_ZOOM, model_line
-from leukoscope.web.views import FILLS_FORM, closer, enlarged
+from leukoscope.web.stage import model_line
+from leukoscope.web.views import closer_in_tile
 
 SMEAR_SIDE = 1400
 MOST_BOXES_WITH_CLASS = 12
@@ -60,7 +60,9 @@ def measures(cell: SmearCell) -> str:
 def next_cell(smear: Smear, number: int) -> int | None:
     """Number of the whole cell after this one, after the last the first; None where there is no other."""
     others = [other for other in smear.whole if other != number]
-    return next((other for other in others if other > number), others[0] if others else None)
+    if not others:
+        return None
+    return next((other for other in others if other > number), others[0])
 
 
 def verdict(smear: Smear) -> str:
@@ -122,8 +124,8 @@ def title_words(cell: CellReading, labels: Sequence[str]) -> str:
     if cell.prediction is None or cell.outcome != ABSTAIN:
         return words
     likely = cell.prediction.most_probable
-    shown = percentages(cell.prediction.probabilities, cell.prediction.decision)
-    return f"{words}, {likely} {shown[likely]}"
+    percent_of = percentages(cell.prediction.probabilities, cell.prediction.decision)
+    return f"{words}, {likely} {percent_of[likely]}"
 
 
 def smear_picture(smear: Smear) -> Markup:
@@ -401,7 +403,7 @@ def _measured(smear: Smear, number: int) -> dict[str, Any]:
     thumbnail = alone
     if dark:
         thumbnail = with_painted_rim(alone)
-    thumbnail = closer(thumbnail, min(TILE_ZOOM, enlarged(Picture(alone, ""), FILLS_FORM)))
+    thumbnail = closer_in_tile(Picture(alone, ""), thumbnail)
     area, _ = cell_size(cell.cell)
     caption = cell_words(cell, labels)
     if cell.outcome in REFUSED:

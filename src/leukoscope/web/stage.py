@@ -22,7 +22,6 @@ from leukoscope.web.answer import Answer, Picture, Row, example
 from leukoscope.web.drawing import NO_ADDRESS, Address, EmbeddedImage, colour, embedded, render
 from leukoscope.web.smear import example_smear
 
-TILE_ZOOM = 1.6  # of a cell on black in its tile
 TILE_SIDE = 132  # pixels of a tile's picture, for screens of two pixels a point
 
 
@@ -66,12 +65,7 @@ def example_tiles(*, smears: bool, pressed: str = "") -> list[Tile]:
 @cache
 def _tile_image(number: int, smears: bool) -> EmbeddedImage:
     picture = example(number, smear=smears) if number else example_smear()
-    return embedded(_closer(picture), TILE_SIDE)
-
-
-def _closer(picture: Picture) -> Image.Image:
-    """A picture for its tile: cells on black are all enlarged alike, but for those that would not fit."""
-    return views.closer(picture.image, min(TILE_ZOOM, views.enlarged(picture, views.FILLS_FORM)))
+    return embedded(views.closer_in_tile(picture), TILE_SIDE)
 
 
 @cache
@@ -93,7 +87,7 @@ def picture_tile(act: str, label: str, picture: Picture, pressed: bool) -> Tile:
     elif picture is example_smear():
         image = _tile_image(0, False)
     else:
-        image = embedded(_closer(picture), TILE_SIDE)
+        image = embedded(views.closer_in_tile(picture), TILE_SIDE)
     return Tile(act, label, picture.caption, image, dark=picture.is_dark, pressed=pressed)
 
 
@@ -201,7 +195,7 @@ def cell_answer(
         address=address,
         readers=readers,
         next_cell=next_cell,
-        is_chosen=row is not None and row.model == answer.chosen != first_model,
+        is_chosen=row is not None and row.model == answer.chosen and row.model != first_model,
     )
 
 
@@ -310,8 +304,8 @@ def limit_on_bar(row: Row) -> Limit | None:
     if limit is None or row.known.outcome != ABSTAIN or len(labels) != 2:
         return None
     is_first = row.known.most_probable == labels[0]
-    shown = percent(limit, text.digits_of_limit(limit))
-    return Limit(100 * (limit if is_first else 1 - limit), f"{row.known.most_probable} from {shown}")
+    words = f"{row.known.most_probable} from {percent(limit, text.digits_of_limit(limit))}"
+    return Limit(100 * (limit if is_first else 1 - limit), words)
 
 
 def _distance_bars(distances: Mapping[str, float]) -> list[dict[str, Any]]:

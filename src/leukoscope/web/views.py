@@ -26,6 +26,7 @@ FILLS = 0.7  # share of the stage's side that a cell cut out on black fills when
 FILLS_FORM = 0.88  # the same of a form's picture
 FORM_SIDE = 400  # pixels of a form's picture
 MOST_ENLARGED = 2.2
+TILE_ZOOM = 1.6  # of a cell on black in its tile
 FINER_MAP = 2  # how many times as large as its picture a map is drawn, which is shown enlarged
 _COVERED = {
     "": "As given",
@@ -153,6 +154,11 @@ def closer(image: Image.Image, zoom: float) -> Image.Image:
     left = round(image.width * (1 - 1 / zoom) / 2)
     top = round(image.height * (1 - 1 / zoom) / 2)
     return image.crop((left, top, image.width - left, image.height - top))
+
+
+def closer_in_tile(picture: Picture, shown: Image.Image | None = None) -> Image.Image:
+    """A picture for its tile, or what is shown in its place: all cells on black are enlarged alike where they fit."""
+    return closer(shown or picture.image, min(TILE_ZOOM, enlarged(picture, FILLS_FORM)))
 
 
 def _draw_turned(shown: Shown) -> Markup:
