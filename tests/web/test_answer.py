@@ -359,8 +359,10 @@ def test_a_covered_part_shows_the_share_of_the_class_where_no_class_is_given(cel
     """All that stood there was "unlike", for every part."""
     prediction = replace(cell.known, decision=Decision(OUT_OF_DISTRIBUTION), probabilities={"ALL": 0.31, "HEM": 0.69})
     shown = stage.cell_picture(cell, view="covered", forms={"nucleus": replace(cell, prediction=prediction)})
-    assert "<b>Nucleus covered</b><span>ALL\u00a031\u00a0%, no\u00a0class</span>" in shown
-    assert "Covered, it is unlike the training cells and gets no class; the figures show which part counts." in shown
+    assert "<b>Nucleus covered</b><span>ALL\u00a031\u00a0%</span>" in shown
+    assert "A covered cell is unlike the training cells and gets no class." in shown
+    only_outside = stage.cell_picture(cell, view="covered", forms={"outside": replace(cell, prediction=prediction)})
+    assert "<b>Background covered</b><span>ALL\u00a031\u00a0%, no\u00a0class</span>" in only_outside
 
 
 def test_spots_stained_darker_are_no_nucleus(cell: Row, models: ModelCache) -> None:
@@ -562,7 +564,7 @@ def test_a_saved_cell_without_a_class_has_dots_as_grey_as_its_bar_and_its_limit_
     # An orientation in which it is sure has the colour of its class.
     unsure = replace(unsure, prediction=replace(unsure.known, views=8 * (unsure.known.probabilities,)))
     limit = stage.limit_on_bar(unsure)
-    assert limit is not None and limit.words == "HEM from 72\u00a0%"
+    assert limit is not None and limit.words == "72\u00a0%"
     assert limit.words in unescape(stage.cell_answer(Answer(unsure.picture, (unsure,)), 0))
     monkeypatch.setattr(trust, "trust_rows", lambda _metrics: ())  # their meters have the colours of the classes
     below_the_stage = np.asarray(row_image(unsure, "HEM"))[650:]

@@ -740,8 +740,8 @@ def test_without_a_whole_cell_no_model_is_offered_that_would_find_the_same(monke
 def test_a_model_that_the_visitor_chose_is_said_to_be_with_the_next_picture(page: Page) -> None:
     visit = Visit()
     assert "· chosen" not in shown(page, click(page, visit, "example:1"))
-    assert "<b>other</b> · chosen" in shown(page, click(page, visit, "row:1"))
-    assert "<b>other</b> · chosen" in shown(page, click(page, visit, "example:2"))
+    assert "<b>other</b>\u00a0· chosen" in shown(page, click(page, visit, "row:1"))
+    assert "<b>other</b>\u00a0· chosen" in shown(page, click(page, visit, "example:2"))
     list(click(page, visit, "row:1"))
     assert visit.scene.model == "one" and "· chosen" not in shown(page, click(page, visit, "example:3"))
 

@@ -74,10 +74,10 @@ class Page:
     def _at_first(self) -> tuple[str, str]:
         """Picture and answer before any model has answered: the first example."""
         smears = bool(self.models.names) and not self._readers(self.models.names)
-        picture = stage.cell_picture(Row(example(1, smear=smears), ""), forms=None)
+        first = example(1, smear=smears)
         if not self.models.names:
-            return picture, stage.no_model(NO_MODEL)
-        return picture, waiting("The models are loading; the answer follows.")
+            return stage.cell_picture(Row(first, "", error=NO_MODEL), forms=None), stage.no_model(NO_MODEL)
+        return stage.cell_picture(Row(first, ""), forms=None), waiting("The models are loading; the answer follows.")
 
     def open_on_load(self, demo: gr.Blocks) -> None:
         """Answer a synthetic cell for whoever opens the page: its address names model and example.
@@ -238,8 +238,9 @@ class Page:
         for answer in answering(visit.scene.content, self.models, visit.scene.opened):
             scene = replace(visit.scene, content=answer)
             if scene.opened is None and answer.best is not None:
-                scene = scene.open_row(answer.best)
+                scene = replace(scene, opened=answer.best)
             yield Update(scene)
+            yield from self._computed_view(visit)
 
     @staticmethod
     def _picture_key(visit: Visit) -> tuple[Any, ...]:
@@ -285,8 +286,15 @@ class Page:
             return batch_page.batch_picture(scene.content)
         if scene.content is None:
             return stage.empty_picture()
-        is_open = scene.opened is not None and scene.opened < len(scene.content.rows)
-        row = scene.row if is_open else Row(scene.content.picture, "")
+        view = scene.view
+        if scene.opened is not None and scene.opened < len(scene.content.rows):
+            row = scene.row
+        elif scene.content.waiting:
+            row = Row(scene.content.picture, "")
+            if not view and visit.chosen and self.models.maps_passed(visit.chosen):
+                view = "map"
+        else:
+            row = Row(scene.content.picture, "", error=STOPPED)
         name = row.picture.caption
         if isinstance(scene.behind, Smear) and scene.cell is not None:
             name = f"Cell {scene.cell + 1}"
@@ -294,7 +302,7 @@ class Page:
         return stage.cell_picture(
             row,
             name=name,
-            view=scene.view,
+            view=view,
             label=scene.label,
             forms=scene.forms,
             back=scene.back,
@@ -451,9 +459,11 @@ class Page:
         picture = example(number, smear=smears)
         # The strip has the smears only where no model reads cells.
         source = f"example:{picture.example}" if smears == (not cut_outs) else ""
-        yield self._question(visit, picture, names if smears else cut_outs, source=source)
+        question = self._question(visit, picture, names if smears else cut_outs, source=source)
+        # The next cell is shown as the one before it.
+        yield Update(replace(question, view=visit.scene.view))
 
-    def _question(self, visit: Visit, picture: Picture, names: Sequence[str], source: str = "") -> Update:
+    def _question(self, visit: Visit, picture: Picture, names: Sequence[str], source: str = "") -> Scene:
         """A question to these models: first to the one that the visitor chose, then to those that are loaded."""
         if not names:
             raise ReleaseError(NO_MODEL)
@@ -461,7 +471,7 @@ class Page:
         if visit.chosen in asked:
             asked.remove(visit.chosen)
             asked.insert(0, visit.chosen)
-        return Update(Scene(Answer(picture, waiting=tuple(asked), chosen=visit.chosen), source=source))
+        return Scene(Answer(picture, waiting=tuple(asked), chosen=visit.chosen), source=source)
 
     def read_picture(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
         """Answer what a picture holds: a cell as it is, or the cells of a smear, cut out."""
@@ -475,7 +485,7 @@ class Page:
                 reason = str(error).removeprefix(f"{picture.caption}: ").partition(": check the unit")[0]
                 picture = replace(picture, remark=f"{picture.remark} No cell could be cut out: {reason}.".strip())
         names = self._names_for(visit, picture)
-        yield self._question(visit, picture, names, source=source)
+        yield Update(self._question(visit, picture, names, source=source))
 
     def read_smear(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
         """A smear's cells by the model that the visitor chose, or by the best one."""
@@ -616,7 +626,7 @@ class Page:
         scene = visit.recent[number]
         if isinstance(scene.content, Answer):
             answer = replace(scene.content, chosen=visit.chosen)
-            scene = replace(scene, content=answer, opened=answer.best)
+            scene = replace(scene, content=answer, opened=answer.best, view=visit.scene.view)
         if isinstance(scene.content, Smear):
             yield from self._opened_smear(scene, scene.content)
             return
@@ -631,8 +641,7 @@ class Page:
             return
         visit.chosen = answer.rows[number].model
         switched = replace(answer, chosen=visit.chosen)
-        opened = replace(visit.scene, content=switched).open_row(number)
-        yield Update(replace(opened, view=visit.scene.view))
+        yield Update(replace(visit.scene, content=switched, opened=number, label="", forms=None))
 
     def open_cell(self, visit: Visit, number: int) -> Iterator[Update]:
         """A cell of a smear or a batch."""

@@ -31,6 +31,9 @@ TEXT = 20
 VERDICT = 40
 LINE = 28
 BAR = 18
+LEAST_PART = 8  # pixels of the length of a bar
+DOT = 12  # across the dot of a class
+SMOOTH = 4  # as how many times as large a round form is drawn, whose edge is then smooth
 INK = "#18141f"
 QUIET = "#5d5868"
 RULE = "#e3e0ea"
@@ -69,7 +72,9 @@ def row_image(row: Row, label: str, *, with_map: bool = True) -> Image.Image:
         sheet.orientations(
             [_outcome_colour(decision.outcome, labels) for decision in row.orientations], row.agreement()
         )
-    sheet.text(row.borderline(), WARNING)
+    if row.borderline():
+        sheet.top += 6
+        sheet.text(row.borderline(), WARNING)
     if not row.refused:
         sheet.recalls(trust.trust_rows(row.metrics), labels)
     sheet.rule()
@@ -175,6 +180,15 @@ def _scale(stage: Image.Image, label: str, middle: float, top: float) -> None:
     pen.text((left + colours.width, top), after, ON_STAGE, font)
 
 
+def _round(size: tuple[int, int], radius: float) -> Image.Image:
+    """A filled rectangle with round corners as a mask with smooth edges."""
+    width, height = size
+    mask = Image.new("L", (SMOOTH * width, SMOOTH * height))
+    corners = (0, 0, mask.width - 1, mask.height - 1)
+    ImageDraw.Draw(mask).rounded_rectangle(corners, SMOOTH * radius, 255)
+    return mask.resize(size, Image.Resampling.BOX)
+
+
 class _Sheet:
     """What stands below the stage, drawn from top to bottom on a sheet that is cut where it ends."""
 
@@ -191,8 +205,27 @@ class _Sheet:
         right = SHEET_WIDTH - MARGIN
         middle = self.top + TEXT * 0.62
         self.pen.text((right, middle), "Leukoscope", INK, font, anchor="rm")
-        ring_right = right - font.getlength("Leukoscope") - 10
-        self.pen.ellipse((ring_right - 24, middle - 12, ring_right, middle + 12), outline=ACCENT, width=6)
+        ring_left = right - font.getlength("Leukoscope") - 34
+        self.dot(ring_left, middle, ACCENT, 24)
+        self.dot(ring_left + 5, middle, "white", 14)
+
+    def dot(self, left: float, middle: float, ink: str, across: int = DOT) -> None:
+        """A filled circle."""
+        mask = _round((across, across), across / 2)
+        self.image.paste(ink, (round(left), round(middle - across / 2)), mask)
+
+    def bar(self, box: tuple[float, float, float, float], parts: Sequence[tuple[float, str]]) -> None:
+        """A bar with round ends: the share of its length that each part has, and its colour; the least part is seen."""
+        left, top, right, bottom = (round(edge) for edge in box)
+        drawn = Image.new("RGB", (right - left, bottom - top), "white")
+        pen = ImageDraw.Draw(drawn)
+        lengths = [max(share * drawn.width, LEAST_PART) for share, _ in parts]
+        at = 0.0
+        for length, (_, ink) in zip(lengths, parts, strict=True):
+            end = at + length * drawn.width / sum(lengths)
+            pen.rectangle((round(at), 0, round(end) - 1, drawn.height), ink)
+            at = end
+        self.image.paste(drawn, (left, top), _round(drawn.size, drawn.height / 2))
 
     def text(self, sentence: str, ink: str = INK, *, size: int = TEXT, bold: bool = False, indent: int = 0) -> None:
         """A sentence over as many lines as it needs; none for ""."""
@@ -215,14 +248,13 @@ class _Sheet:
         """A dot for the answer in each orientation, and in how many it is the same."""
         middle = self.top + TEXT * 0.62
         for place, colour in enumerate(colours):
-            left = MARGIN + 26 * place
-            self.pen.ellipse((left, middle - 9, left + 18, middle + 9), colour)
+            self.dot(MARGIN + 26 * place, middle, colour, 18)
         self.text(sentence.rstrip("."), QUIET, indent=26 * len(colours) + 12)
 
     def verdict(self, sentence: str, colour: str) -> None:
         """The verdict with a dot in the colour of its class."""
         middle = self.top + VERDICT * 0.62
-        self.pen.ellipse((MARGIN, middle - 11, MARGIN + 22, middle + 11), colour)
+        self.dot(MARGIN, middle, colour, 22)
         self.text(sentence, size=VERDICT, bold=True, indent=38)
         self.top += 8
 
@@ -250,12 +282,8 @@ class _Sheet:
         if limit is not None:
             colours = dict.fromkeys(labels, RULE) | {row.known.most_probable: NO_CLASS}
             self.limit_words(limit)
-        left = float(MARGIN)
-        for label in labels:
-            right = left + row.known.probabilities[label] * (SHEET_WIDTH - 2 * MARGIN)
-            if right - left >= 1:
-                self.pen.rectangle((left, self.top, right - 1, self.top + BAR), colours[label])
-            left = right
+        box = (MARGIN, self.top, SHEET_WIDTH - MARGIN, self.top + BAR)
+        self.bar(box, [(row.known.probabilities[label], colours[label]) for label in labels])
         if limit is not None:
             at = _on_bar(limit)
             self.pen.line((at, self.top - 8, at, self.top + BAR + 8), INK, 4)
@@ -270,14 +298,13 @@ class _Sheet:
             if place and places == 2:  # at the ends of the bar
                 at = SHEET_WIDTH - MARGIN - 20 - _font(TEXT).getlength(words)
             middle = self.top + LINE / 2
-            self.pen.ellipse((at, middle - 6, at + 12, middle + 6), colours[label])
+            self.dot(at, middle, colours[label])
             self.pen.text((at + 20, middle), words, INK, _font(TEXT), anchor="lm")
         self.top += LINE + GAP / 2
 
     def limit_words(self, limit: Limit) -> None:
-        """A limit in words above its line, over the side of the more probable class."""
-        anchor = "ra" if limit.at > 50 else "la"
-        self.pen.text((_on_bar(limit), self.top), limit.words, QUIET, _font(TEXT), anchor=anchor)
+        """A limit above its line."""
+        self.pen.text((_on_bar(limit), self.top), limit.words, QUIET, _font(TEXT), anchor="ma")
         self.top += LINE + 8
 
     def counts(self, smear: Smear) -> None:
@@ -296,7 +323,9 @@ class _Sheet:
             left = right
             words = f"{count} {text.outcome_text(outcome)}"
             middle = self.top + BAR + 10 + LINE / 2
-            self.pen.ellipse((at, middle - 6, at + 12, middle + 6), fill, ink, 2)
+            self.dot(at, middle, ink)
+            if fill != ink:
+                self.dot(at + 2, middle, fill, DOT - 4)
             self.pen.text((at + 20, middle), words, INK, font, anchor="lm")
             at += 20 + font.getlength(words) + GAP
         if counts:
@@ -315,9 +344,10 @@ class _Sheet:
         self.top += LINE + 8
         for row in rows:
             name = row.name if row.meters else f"{row.name}: {row.caveat}"
-            self.pen.text((MARGIN, self.top), name, QUIET, _font(TEXT))
-            if row.meters and row.caveat:
-                at = MARGIN + _font(TEXT).getlength(f"{name} ")
+            has_caveat = bool(row.meters and row.caveat)
+            self.pen.text((MARGIN, self.top), f"{name}," if has_caveat else name, QUIET, _font(TEXT))
+            if has_caveat:
+                at = MARGIN + _font(TEXT).getlength(f"{name}, ")
                 self.pen.text((at, self.top), row.caveat, WARNING, _font(TEXT))
             for place, meter in enumerate(row.meters):
                 self._meter(meter, first + place * column, column - GAP, _colour(meter.label, labels))
@@ -329,8 +359,9 @@ class _Sheet:
         """A bar of 0 to 100 with its interval and its figure."""
         bar = width - 40
         middle = self.top + LINE / 2
-        self.pen.rectangle((left, middle - 6, left + bar, middle + 6), RULE)
-        self.pen.rectangle((left, middle - 6, left + bar * meter.share / 100, middle + 6), colour)
+        share = meter.share / 100
+        parts = [(part, ink) for part, ink in ((share, colour), (1 - share, RULE)) if part]
+        self.bar((left, middle - 6, left + bar, middle + 6), parts)
         if meter.low is not None and meter.high is not None:
             low = left + bar * meter.low / 100
             high = left + bar * meter.high / 100

@@ -125,12 +125,19 @@ def cell_picture(
     """
     chosen = views.chosen_view(row, view)
     offered = views.offered(row)
+    pressed = chosen
+    waits = row.prediction is None and not row.error and row.picture.on_black
+    if waits:
+        offered = list(views.STAGE_VIEWS.values())
+        pressed = views.STAGE_VIEWS.get(view, chosen)
     if not label and row.prediction is not None:
         label = row.called()
     return render(
         "picture.html",
         views=offered if len(offered) > 1 else (),
         view=chosen,
+        pressed=pressed,
+        waits=waits,
         body=chosen.draw(views.Shown(row, label, forms, rows, reader)),
         caption=row.picture.caption,
         name=name or row.picture.caption,
@@ -291,7 +298,7 @@ def _colour_on_bar(row: Row, label: str) -> str:
 
 @dataclass(frozen=True)
 class Limit:
-    """From where on the more probable of two classes would get the verdict: on their bar, 0–100, and in words."""
+    """From where on the more probable of two classes would get the verdict: on their bar, 0–100, and as written."""
 
     at: float
     words: str
@@ -304,8 +311,7 @@ def limit_on_bar(row: Row) -> Limit | None:
     if limit is None or row.known.outcome != ABSTAIN or len(labels) != 2:
         return None
     is_first = row.known.most_probable == labels[0]
-    words = f"{row.known.most_probable} from {percent(limit, text.digits_of_limit(limit))}"
-    return Limit(100 * (limit if is_first else 1 - limit), words)
+    return Limit(100 * (limit if is_first else 1 - limit), percent(limit, text.digits_of_limit(limit)))
 
 
 def _distance_bars(distances: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -81,8 +81,6 @@ def _draw_cell(shown: Shown) -> Markup:
 
 
 def _draw_map(shown: Shown) -> Markup:
-    if shown.row.pending:
-        return render("view_waiting.html", sentence="The map is being computed …")
     return _zoomable(shown.row, shown.label, shown.rows, shown.reader)
 
 
@@ -99,7 +97,7 @@ def row_with_maps(opened: Row, rows: Sequence[Row]) -> int | None:
 
 
 def _zoomable(row: Row, label: str, rows: Sequence[Row] = (), reader: str = "") -> Markup:
-    """The cell, with the map of a class over it beyond the divider where a class is given.
+    """The cell, with the map of a class over it beyond the divider where a class is given; while it is computed, alone.
 
     `rows` are the answers of all models: one whose maps passed is offered where those of the open one failed. Where
     none did, `reader` is, a model that can read the cell, too.
@@ -125,6 +123,7 @@ def _zoomable(row: Row, label: str, rows: Sequence[Row] = (), reader: str = "") 
         frame=frame if max(frame.values()) > 0.01 else None,
         label=label,
         labels=list(row.maps),
+        awaits_map=bool(label) and row.pending,
         passed=trust.maps_passed(row.metrics),
         with_maps=row_with_maps(row, rows),
         rows=rows,
@@ -205,6 +204,13 @@ def _draw_covered(shown: Shown) -> Markup:
     if forms is None:
         return render("view_waiting.html", sentence="Covering its parts …")
     called = row.called()
+    sentence = ""
+    is_said_above = False
+    if "nucleus" not in forms:
+        sentence = "No nucleus is told apart in this picture."
+    elif all(form.refused for form in forms.values()):
+        sentence = "A covered cell is unlike the training cells and gets no class. The figures show which part counts."
+        is_said_above = True
     forms_of_cell = []
     for part, form in {"": row, **forms}.items():
         title = _COVERED[part]
@@ -212,16 +218,12 @@ def _draw_covered(shown: Shown) -> Markup:
             title = "Background covered"
         share = f"{called}\u00a0{percentages(form.known.probabilities, form.known.decision)[called]}"
         if form.refused:
-            share += ", no\u00a0class"
+            if not is_said_above:
+                share += ", no\u00a0class"
         elif form.known.decision.label is None:
             share += f", {outcome_text(form.known.outcome)}"
         # What is covered comes first: "unlike" beside "nucleus covered" was read as one.
         forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, (title, ""), share))
-    sentence = ""
-    if "nucleus" not in forms:
-        sentence = "No nucleus is told apart in this picture."
-    elif any(form.refused for form in forms.values()):
-        sentence = "Covered, it is unlike the training cells and gets no class; the figures show which part counts."
     return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=row.picture.is_dark)
 
 
@@ -267,7 +269,6 @@ def chosen_view(row: Row, name: str) -> View:
     view = STAGE_VIEWS.get(name)
     if view is not None and view.offered(row):
         return view
-    opens_with_map = trust.maps_passed(row.metrics) is True and bool(row.maps)
-    if opens_with_map:
+    if trust.maps_passed(row.metrics) is True and STAGE_VIEWS["map"].offered(row):
         return STAGE_VIEWS["map"]
     return STAGE_VIEWS["cell"]

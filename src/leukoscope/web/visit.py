@@ -54,10 +54,6 @@ class Scene:
     source: str = ""
     readings: tuple[BatchResult, ...] = ()
 
-    def open_row(self, number: int) -> Scene:
-        """Open a row of the answer, in the view that it opens with."""
-        return replace(self, opened=number, view="", label="", forms=None)
-
     def showing(self, kind: type[_T]) -> _T:
         """The content; an error where it is not of this kind any more."""
         if not isinstance(self.content, kind):
