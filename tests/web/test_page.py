@@ -27,6 +27,7 @@ from PIL import Image
 from leukoscope import LeukoscopeError
 from leukoscope.data.loading import StreamedCell
 from leukoscope.data.smear import UnusableSmear
+from leukoscope.reports import trust
 from leukoscope.reports.text import outcome_text
 from leukoscope.web.answer import Answer, Picture, Row, example
 from leukoscope.web.batch import BatchResult
@@ -295,6 +296,35 @@ def test_another_model_is_shown_in_the_view_that_was_chosen(page: Page, view: st
     list(click(page, visit, "row:1"))
     assert (visit.scene.model, visit.scene.view) == ("other", view)
     assert bool(visit.scene.forms) == (view == "covered"), "computed for that model"
+
+
+@pytest.mark.parametrize("act", ["example:2", "recent:0"])
+def test_the_next_cell_is_shown_in_the_view_that_was_chosen(page: Page, act: str) -> None:
+    page.models.examples.clear()
+    visit = Visit()
+    list(click(page, visit, "example:1"))
+    list(click(page, visit, "view:covered"))
+    visit.recent = [replace(visit.scene, content=Answer(example(3), visit.scene.content.rows), view="", forms=None)]
+    steps = list(click(page, visit, act))
+    assert visit.scene.view == "covered" and visit.scene.forms, "computed for that cell"
+    pictures = [str(step[page.picture]) for step in steps if page.picture in step]
+    assert pictures and all(re.search(r'data-act="view:covered"[^>]* aria-pressed="true"', html) for html in pictures)
+
+
+def test_a_model_whose_maps_passed_shows_the_cell_in_its_view_until_the_map_is_there(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "maps_passed", lambda _metrics: True)
+    page.models.examples.clear()
+    visit = Visit()
+    list(click(page, visit, "example:1"))
+    list(click(page, visit, "row:1"))
+    pictures = [str(step[page.picture]) for step in click(page, visit, "example:2") if page.picture in step]
+    waiting_for_answer, waiting_for_map, *_, complete = pictures
+    assert all(re.search(r'data-act="view:map"[^>]* aria-pressed="true"', html) for html in pictures)
+    assert "view:map" in waiting_for_answer and " disabled" in waiting_for_answer
+    assert "The map is being computed" in waiting_for_map and "The picture as given" in waiting_for_map
+    assert "lk-handle" in complete and "being computed" not in complete
 
 
 @pytest.mark.parametrize("act", ["row:1", "view:turned", "view:covered", "label:ALL"])
