@@ -29,6 +29,7 @@ from leukoscope.web.app import Endpoints
 from leukoscope.web.batch import BatchResult, BatchRow, by_number, columns, label_metrics, predict_batch, predict_files
 from leukoscope.web.batch_files import Batch, BatchFile, open_batch
 from leukoscope.web.batch_page import (
+    WIDTH,
     Verdict,
     _span,
     batch_answer,
@@ -245,6 +246,28 @@ def test_each_person_has_a_row_of_dots_and_refused_cells_are_hollow_in_their_own
         "normal blasts grey band, 20–80 %: the model is not sure ringed: wrong by your labels "
         "Person unlike 0 % 50 % 100 % blast Answer"
     )
+
+
+def test_a_dot_lies_in_the_grey_band_or_beside_it_and_never_across_its_edge() -> None:
+    limit = 0.8
+    metrics = {**JUDGED, "decisions": {"abstention": {"default": {"threshold": limit}}}}
+    rows = []
+    for number, p_all in enumerate((0.19, 0.2, 0.205, 0.21, 0.5, 0.79, 0.795, 0.8, 0.81, 0.81)):
+        cell = row(f"c{number}", "", p_all, "1")
+        decision = Thresholds(abstain_below=limit).decide(cell.prediction.probabilities, Checks())
+        rows.append(replace(cell, prediction=replace(cell.prediction, decision=decision)))
+    page = batch_picture(replace(RESULT, rows=tuple(rows), metrics=metrics))
+    zone = re.search(r'class="lk-zone" x="([\d.]+)%" width="([\d.]+)%"', page)
+    assert zone
+    low, high = float(zone[1]), float(zone[1]) + float(zone[2])
+    dots = re.findall(r'<circle .*?cx="([\d.]+)%".*? r="(\d+)".*?style="--c:var\(--lk-([\w-]+)\)', page)
+    assert {ink for *_, ink in dots} == {"class-0", "class-1", "none"}
+    for x, radius, ink in dots:
+        left, right = float(x) - 100 * int(radius) / WIDTH, float(x) + 100 * int(radius) / WIDTH
+        if ink == "none":
+            assert low <= left and right <= high
+        else:
+            assert right <= low or left >= high
 
 
 def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -> None:

@@ -38,5 +38,18 @@ def test_more_dots_than_places_overlap_where_they_belong() -> None:
         assert x >= 1 - MAY_LIE_OFF - (2 * radius + 1) / 270 and radius <= 48 * y <= 48 - radius
 
 
+@pytest.mark.parametrize("limit", [0.55, 0.72, 0.823, 0.97])
+def test_a_dot_and_its_whole_circle_lie_on_its_own_side_of_a_border(limit: float) -> None:
+    borders = [1 - limit, limit]
+    shares = np.random.default_rng(0).uniform(size=60).tolist()
+    shares += [limit - 0.001] * 9 + [limit] * 9 + [1 - limit - 0.001] * 9 + [1 - limit] * 9
+    space = Space(shares, 260, 132, borders=borders)
+    radius = common_radius([space])
+    for share, (x, _) in zip(shares, swarm(space, radius), strict=True):
+        for border in borders:
+            beyond = x - border if share >= border else border - x
+            assert 260 * beyond >= min(radius, 260 * (2 * limit - 1) / 2, 260 * (1 - limit) / 2) - 1e-6
+
+
 def test_no_dot_is_no_plot() -> None:
     assert swarm(Space([], 270, 48), 4) == []

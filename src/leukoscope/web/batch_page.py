@@ -71,6 +71,7 @@ LEAST_PEOPLE = 5
 # Of a row's plot: the shares of its width that the probabilities and the refused cells have, and its pixels on a phone.
 AXIS_END = 0.73
 REFUSED_FROM = 0.78
+_ON_LIMIT = 1e-9  # so near to a limit, a probability is on it
 WIDTH = 356
 LEAST_HEIGHT = 48
 MOST_HEIGHT = 200
@@ -245,22 +246,19 @@ def _row_name(result: BatchResult, subject: str | None) -> str:
 
 def _axis(result: BatchResult) -> dict[str, Any]:
     """What the place and the colour of a dot mean, and which part of the axis gives no class."""
-    limit = Thresholds.from_metrics(result.metrics).abstain_below or 0.0
     classes: Sequence[str] = result.classes
     highest = percent(1.0)
     to_the_right = "the more probable is its class"
-    zone_from = 0.0
     if len(classes) == 2:
         to_the_right = f"the more probably it is {_with_article(result.positive)}"
         highest = f"{highest} {_kind(result.positive, 1)}"
         classes = sorted(classes, key=lambda label: label == result.positive)
-        zone_from = 1 - limit
     legend = [_legend_part(_kind(label), colour(label, classes)) for label in classes]
     zone = None
     grey = colour(ABSTAIN, classes)
-    if _leaves_unsure(result):
-        zone = {"from": zone_from * AXIS_END, "to": limit * AXIS_END}
-        band = f"grey band, {_span((zone_from, limit), digits_of_limit(limit))}: the model is not sure"
+    if unsure := _unsure_band(result):
+        zone = {"from": unsure[0] * AXIS_END, "to": unsure[1] * AXIS_END}
+        band = f"grey band, {_span(unsure, digits_of_limit(unsure[1]))}: the model is not sure"
         legend.append(_legend_part(band, grey, "lk-in-band"))
     if result.wrong:
         legend.append(_legend_part("ringed: wrong by your labels", "", "lk-ringed"))
@@ -272,6 +270,26 @@ def _axis(result: BatchResult) -> dict[str, Any]:
         "unlike": _legend_part(UNLIKE_TRAINING, grey, form(OUT_OF_DISTRIBUTION)),
         "zone": zone,
     }
+
+
+def _unsure_band(result: BatchResult) -> tuple[float, float] | None:
+    """From where to where on the axis the model is not sure; None where it gives every cell a class."""
+    limit = Thresholds.from_metrics(result.metrics).abstain_below or 0.0
+    if not _leaves_unsure(result):
+        return None
+    return (1 - limit if len(result.classes) == 2 else 0.0), limit
+
+
+def _borders(result: BatchResult) -> list[float]:
+    """Where on the axis the band ends; what lies on one of its ends has a class."""
+    unsure = _unsure_band(result)
+    if unsure is None:
+        return []
+    low, high = unsure
+    ends = [high - _ON_LIMIT]
+    if low > 0:
+        ends.insert(0, low + _ON_LIMIT)
+    return ends
 
 
 def _legend_part(words: str, colour: str, form: str = "lk-known") -> dict[str, str]:
@@ -311,7 +329,7 @@ def _spaces(result: BatchResult, cells: Sequence[tuple[int, BatchRow]], rows: in
     shares = [_share(result, row) for _, row in cells if row.prediction.outcome not in REFUSED]
     refused = len(cells) - len(shares)
     return (
-        Space(shares, WIDTH * AXIS_END, height),
+        Space(shares, WIDTH * AXIS_END, height, borders=_borders(result)),
         Space([0.5] * refused, WIDTH * (1 - REFUSED_FROM), height, may_lie_off=0.5),
     )
 

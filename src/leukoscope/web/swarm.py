@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 RADII = (6.0, 5.0, 4.0, 3.0)
 """Pixels, the largest first: a plot has the largest with which its dots find places."""
@@ -20,12 +23,14 @@ class Space:
         width, height: in pixels, of the narrowest window that the page is designed for; in a wider one the dots lie
             further apart.
         may_lie_off: how far from its share a dot may lie, as a share of the width.
+        borders: shares, ascending, on each side of which dots mean something else: every dot lies on its own side.
     """
 
     shares: Sequence[float]
     width: float
     height: float
     may_lie_off: float = MAY_LIE_OFF
+    borders: Sequence[float] = ()
 
 
 def common_radius(spaces: Sequence[Space]) -> float:
@@ -47,8 +52,7 @@ def swarm(space: Space, radius: float) -> list[tuple[float, float]]:
     while columns is None:
         rows += 1 + rows // 4
         columns = _columns(space, radius, rows)
-    count = _column_count(space, radius)
-    stacks: dict[int, list[int]] = {}
+    stacks: dict[float, list[int]] = {}
     for dot, column in enumerate(columns):
         stacks.setdefault(column, []).append(dot)
     step = _step(radius)
@@ -56,8 +60,7 @@ def swarm(space: Space, radius: float) -> list[tuple[float, float]]:
     if tallest > 1:
         step = min(step, (space.height - 2 * radius) / (tallest - 1))
     centres = [(0.0, 0.0)] * len(columns)
-    for column, dots in stacks.items():
-        x = (column + 0.5) / count
+    for x, dots in stacks.items():
         for place, dot in enumerate(dots):
             off_middle = (place - (len(dots) - 1) / 2) * step
             centres[dot] = x, 0.5 + off_middle / space.height
@@ -74,23 +77,28 @@ def _rows(space: Space, radius: float) -> int:
     return max(1, int(space.height // _step(radius)))
 
 
-def _column_count(space: Space, radius: float) -> int:
-    """How many dots find place beside each other."""
-    return max(1, int(space.width // _step(radius)))
+def _parts(space: Space, radius: float) -> list[list[float]]:
+    """Of each part between borders, where its columns have their middle, as shares of the width."""
+    parts = []
+    for low, high in pairwise([0.0, *space.borders, 1.0]):
+        count = max(1, int(space.width * (high - low) // _step(radius)))
+        parts.append([low + (high - low) * (column + 0.5) / count for column in range(count)])
+    return parts
 
 
-def _columns(space: Space, radius: float, rows: int) -> list[int] | None:
-    """The column of each dot: its own, or the nearest with a place; None where one finds no place near enough."""
-    count = _column_count(space, radius)
-    reach = round(space.may_lie_off * count)
-    taken = [0] * count
-    columns = [0] * len(space.shares)
+def _columns(space: Space, radius: float, rows: int) -> list[float] | None:
+    """The column of each dot: the nearest of its part with a place; None where one finds no place near enough."""
+    parts = _parts(space, radius)
+    reach = space.may_lie_off + _step(radius) / space.width
+    taken: Counter[float] = Counter()
+    columns = [0.0] * len(space.shares)
     # From the ends to the middle: what is moved lies further from an end than it should, never nearer.
     order = sorted(range(len(space.shares)), key=lambda dot: -abs(space.shares[dot] - 0.5))
     for dot in order:
-        own = min(count - 1, int(space.shares[dot] * count))
-        near = sorted(range(max(0, own - reach), min(count, own + reach + 1)), key=lambda column: abs(column - own))
-        column = next((column for column in near if taken[column] < rows), None)
+        share = space.shares[dot]
+        part = parts[bisect(space.borders, share)]
+        near = sorted((abs(x - share), x) for x in part if abs(x - share) <= reach)
+        column = next((x for _, x in near if taken[x] < rows), None)
         if column is None:
             return None
         taken[column] += 1
