@@ -262,7 +262,7 @@ def test_the_row_of_an_opened_person_stays_in_sight_in_another_model_s_answer(vi
     assert abs(opened.bounding_box()["y"] - before["y"]) <= 1
 
 
-def test_how_far_to_trust_a_batch_with_two_caveats_is_in_sight_above_what_another_model_can_do(
+def test_how_far_to_trust_a_batch_with_two_caveats_is_in_sight_and_another_model_that_can_answer_stands_above_them(
     visits: Callable[..., Any], tmp_path: Path
 ) -> None:
     """At 1280 × 720 the line on small changes lay below the buttons, and the other model's line was a riddle."""
@@ -287,9 +287,12 @@ def test_how_far_to_trust_a_batch_with_two_caveats_is_in_sight_above_what_anothe
     changes = page.locator("#answer .lk-trust .lk-quiet").last.bounding_box()
     acts = page.locator("#answer .lk-acts").bounding_box()
     assert changes["y"] + changes["height"] + 10 <= acts["y"], "not faded out, either"
-    line = page.locator("#answer .lk-needs")
-    assert "efficientnet-b3-cnmc can answer about" in line.inner_text()
-    assert line.bounding_box()["height"] <= 24, "on one line"
+    way_out = page.locator("#answer .lk-way-out")
+    assert "efficientnet-b3-cnmc can answer about" in way_out.inner_text()
+    caveats = page.locator("#answer .lk-caveats").bounding_box()
+    assert way_out.bounding_box()["y"] < caveats["y"], "near the headline"
+    way_out.locator("button").click()
+    page.locator("#answer .lk-model", has_text="efficientnet-b3-cnmc").wait_for()
 
 
 @pytest.mark.parametrize("window", [LAPTOP, PHONE], ids=["laptop", "phone"])
@@ -318,7 +321,7 @@ def test_the_rows_of_many_people_end_with_a_whole_one_above_the_button_that_show
     )
     assert min(abs(bottom - end) for bottom in bottoms) <= 1, "a whole row is the last one"
     assert end <= button.bounding_box()["y"] + 1
-    assert page.locator("#answer .lk-needs").count() == 0, "nobody has five cells"
+    assert page.locator("#answer .lk-way-out").count() == 0, "nobody has five cells"
     if window is LAPTOP:
         meters = page.locator("#answer .lk-trust tbody tr").last.bounding_box()
         acts = page.locator("#answer .lk-acts").bounding_box()

@@ -295,17 +295,19 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     answered = verdict(result)
     assert answered.sentence == "Cells of person 2 look like blasts"
     both = (row("a", "", 0.9, "1"), row("b", "", 0.9, "1"), row("c", "", 0.1, "2"), row("d", "", 0.1, "2"))
-    assert verdict(replace(result, rows=both)).sentence == ("Cells of person 1 look like blasts, of person 2 normal")
+    assert verdict(replace(result, rows=both)).sentence == (
+        "Cells of person 1 look like blasts, those of person 2 look normal"
+    )
     named = tuple(replace(one, subject=f"a-long-name-of-somebody-{one.subject}") for one in both)
     assert verdict(replace(result, rows=named)).sentence == (
-        "Cells of a-long-…mebody-1 look like blasts, of a-long-…mebody-2 normal"
+        "Cells of a-long-…mebody-1 look like blasts, those of a-long-…mebody-2 look normal"
     )
     several = tuple(replace(one, subject=f"P{n}") for n in range(4) for one in both[:2])
-    assert verdict(replace(result, rows=several[:6])).sentence == "Cells of P0,\u00a0P1 and P2 look like blasts"
+    assert verdict(replace(result, rows=several[:6])).sentence == "Cells of people P0,\u00a0P1 and P2 look like blasts"
     assert verdict(replace(result, rows=several)).sentence == "Cells of 4 people look like blasts"
     with_one_more = (*several, *both[2:])
     assert verdict(replace(result, rows=with_one_more)).sentence == (
-        "Cells of 4 people look like blasts, of person 2 normal"
+        "Cells of 4 people look like blasts, those of person 2 look normal"
     ), "who stands out has a name"
     long_names = tuple(replace(one, subject=f"a-long-name-of-somebody-{one.subject}") for one in several[:4])
     assert verdict(replace(result, rows=long_names)).sentence == "Cells of 2 people look like blasts"
@@ -369,7 +371,7 @@ def test_people_without_an_answer_have_one_reason_that_is_said_once() -> None:
     assert "lk-trust" not in batch_answer(unlike), "how far to trust an answer, where there is none"
 
 
-def test_that_another_model_can_answer_about_more_people_stands_on_its_button() -> None:
+def test_that_another_model_can_answer_about_more_people_stands_above_the_caveats() -> None:
     """Nobody had an answer of a model that needs 50 cells; that another one needs 5 was nowhere to be seen."""
     rule = {**SUBJECT_RULE, "least_cells": 3}
     few = replace(RESULT, metrics={**JUDGED, "subject_rule": rule})
@@ -378,7 +380,8 @@ def test_that_another_model_can_answer_about_more_people_stands_on_its_button() 
 
     def said(result: BatchResult, readings: Sequence[BatchResult] = ()) -> list[str]:
         page = batch_answer(result, others, readings, least_cells=least)
-        return re.findall(r'<span class="lk-needs">([^<]+)</span>', page)
+        assert page.count('data-act="read:leukoscope-other"') == 1
+        return re.findall(r'<div class="lk-way-out">\s*<p>([^<]+)\.</p>', page)
 
     assert said(few) == ["other can answer about all 2 people: 2 cells suffice"]
     assert said(few, [replace(few, model="leukoscope-other")]) == [], "its answers stand there"
@@ -391,11 +394,12 @@ def test_that_another_model_can_answer_about_more_people_stands_on_its_button() 
     assert some == ["other can answer about 1 more person: 2 cells suffice"]
     some = said(replace(few, rows=(*few.rows, *more)))
     assert some == ["other can answer about up to 2 more people: 2 cells suffice"]
-    assert "lk-needs" not in batch_answer(few, others), "of which nothing is known"
+    assert "lk-way-out" not in batch_answer(few, others), "of which nothing is known"
     title = "leukoscope-other can answer about all 2 people: 2 cells suffice; read the 4 cells, too"
     assert f'title="{title}"' in batch_answer(few, others, least_cells=least)
-    (of_one_cell,) = re.findall(r'lk-needs">([^<]+)<', batch_answer(few, ["other"], least_cells={"other": 1}))
-    assert of_one_cell == "other can answer about all 2 people: 1 cell suffices"
+    page = batch_answer(few, ["other"], least_cells={"other": 1})
+    assert "other can answer about all 2 people: 1 cell suffices." in page
+    assert page.index("lk-way-out") < page.index("lk-shares")
 
 
 def test_the_models_say_how_many_cells_of_a_person_they_need() -> None:

@@ -62,6 +62,7 @@ SHOWN_WRONG = 24
 SHOWN_PROBLEMS = 20
 SHORT_NAME = 12  # letters below a thumbnail
 MOST_NAMED = 3  # people of a class whom a headline names
+LONGEST_CODE = 4  # letters of a name that is called a person's
 LONGEST_PERSON_NAME = 16  # letters in a headline
 LONGEST_LIST = 28  # letters of such names, so that a headline has two lines
 SHOWN_FILES = 6  # of each problem
@@ -508,6 +509,7 @@ def batch_answer(
     if result.metrics and not _is_foreign(result):
         trust_rows = trust.trust_rows(result.metrics)
     answered = verdict(result)
+    other_models = [_other_model(result, name, reading_of.get(name), (least_cells or {}).get(name)) for name in names]
     return render(
         "batch.html",
         model=result.model,
@@ -529,7 +531,8 @@ def batch_answer(
         trust=trust_rows,
         labels=result.classes,
         colours=_colours(result),
-        others=[_other_model(result, name, reading_of.get(name), (least_cells or {}).get(name)) for name in names],
+        answer_more=[other for other in other_models if other["needs"]],
+        others=[other for other in other_models if not other["needs"]],
         details=f"{about_model(result.model, result.revision)}.",
         can_save=bool(result.rows),
         read_again=result.stopped and is_given_last and not readings,
@@ -582,9 +585,7 @@ def _other_model(
         needs = _answers_about_more(result, least_cells)
         if not needs:
             return {"model": name, "words": words, "needs": "", "title": f"{name}: {words}", "counts": []}
-        # Both on one line.
-        title = f"{name} {needs}; {words}"
-        return {"model": name, "words": "read all", "needs": needs, "title": title, "counts": []}
+        return {"model": name, "needs": needs, "title": f"{name} {needs}; {words}"}
     words = _agreement(result, reading)
     title = f"{name}: {_counts_words([row for _, row in reading.cells])}; {words}; show it"
     return {"model": name, "words": words, "needs": "", "title": title, "counts": _counts(reading)}
@@ -775,25 +776,28 @@ def _clauses(result: BatchResult) -> list[str]:
         subjects = [prediction.subject for prediction in result.subject_predictions if prediction.outcome == label]
         if not subjects:
             continue
-        people = _listed([_person_name(subject) for subject in subjects])
+        people = _named(subjects)
         if len(subjects) > MOST_NAMED or len(people) > LONGEST_LIST:
             people = _people(len(subjects))
-        looks = _look_text(label)
-        if clauses:
-            clauses.append(f"of {people} {looks.removeprefix('look ')}")
-        else:
-            clauses.append(f"Cells of {people} {looks}")
+        cells = "those" if clauses else "Cells"
+        clauses.append(f"{cells} of {people} {_look_text(label)}")
     return clauses
 
 
+def _named(subjects: Sequence[str]) -> str:
+    """People as a sentence names them: a short code alone would be read as something else, a number as how many."""
+    names = _listed([_person_name(subject) for subject in subjects])
+    if all(len(subject) > LONGEST_CODE for subject in subjects):
+        return names
+    return f"{'person' if len(subjects) == 1 else 'people'} {names}"
+
+
 def _person_name(subject: str) -> str:
-    """A person as a sentence names them: a mere number would be read as how many, a long name is cut in its middle."""
-    if subject.isdecimal():
-        return f"person {subject}"
-    if len(subject) > LONGEST_PERSON_NAME:
-        half = LONGEST_PERSON_NAME // 2
-        return f"{subject[: half - 1]}…{subject[-half:]}"
-    return subject
+    """A person's name; a long one is cut in its middle."""
+    if len(subject) <= LONGEST_PERSON_NAME:
+        return subject
+    half = LONGEST_PERSON_NAME // 2
+    return f"{subject[: half - 1]}…{subject[-half:]}"
 
 
 def _listed(names: Sequence[str]) -> str:
