@@ -1,4 +1,4 @@
-"""The sentences below the table of all models: they follow from their metrics, whatever was measured."""
+"""The sentences about all models: they follow from their metrics, whatever was measured."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def without_people() -> dict[str, Any]:
 
 
 WHOSE = "Of 34 further people’s cells of both classes,"
+BEST = f"{WHOSE} the best model recognised"
 EARLIER = "Earlier weights: {} measured on them after an earlier training, not with the weights that answer here."
 
 
@@ -61,25 +62,27 @@ EARLIER = "Earlier weights: {} measured on them after an earlier training, not w
          ["No model here was measured on people that did not train it.", "How it does on them is not known."]),
         ({"a": release(), "b": without_people()},
          ["No model here was measured on further people, only in its own test."]),
-        ({"a": release(0.7)}, [f"{WHOSE} a recognised 70 of 100 (95 %: 68–72)."]),
+        ({"a": release(0.7)}, [f"{WHOSE} a recognised 70 of 100 (95 %: 68–72); guessing gives 50."]),
         ({"a": release(0.7, half=None, earlier=True)},
-         [f"{WHOSE} a (earlier weights) recognised 70 of 100.", EARLIER.format("a was")]),
+         [f"{WHOSE} a (earlier weights) recognised 70 of 100; guessing gives 50.", EARLIER.format("a was")]),
         ({"a": release(0.7), "b": release(0.8)},
-         [f"{WHOSE} b recognised most: 80 of 100 (95 %: 78–82), clearly more than a."]),
+         [f"{BEST} 80 of 100 (95 %: 78–82); guessing gives 50.", "b is the best one, clearly better than a."]),
         ({"a": release(0.7), "b": release(0.72, earlier=True)},
-         [f"{WHOSE} b (earlier weights) recognised most: 72 of 100 (95 %: 70–74), not clearly more than a.",
+         [f"{BEST} 72 of 100 (95 %: 70–74); guessing gives 50.",
+          "b (earlier weights) is the best one, but not clearly better than a.",
           EARLIER.format("b was")]),
         ({"a": release(0.7, earlier=True), "b": release(0.72, earlier=True), "c": release(0.5)},
-         [f"{WHOSE} b (earlier weights) recognised most: 72 of 100 (95 %: 70–74), not clearly more than a.",
+         [f"{BEST} 72 of 100 (95 %: 70–74); guessing gives 50.",
+          "b (earlier weights) is the best one, but not clearly better than a.",
           EARLIER.format("a and b were")]),
         ({"a": release(0.7, half=None), "b": release(0.9)},
-         [f"{WHOSE} b recognised most: 90 of 100 (95 %: 88–92), not clearly more than a."]),
+         [f"{BEST} 90 of 100 (95 %: 88–92); guessing gives 50.", "b is the best one, but not clearly better than a."]),
         ({"a": release(0.7), "b": release(0.7), "c": release()},
-         [f"{WHOSE} a recognised 70 of 100 (95 %: 68–72), b as many."]),
+         [f"{BEST} 70 of 100 (95 %: 68–72); guessing gives 50.", "a is the best one; b recognised as many."]),
         ({"a": release(0.7), "b": release(0.5), "c": release(0.6), "d": release(), "e": release()},
-         [f"{WHOSE} a recognised most: 70 of 100 (95 %: 68–72), clearly more than c and b."]),
+         [f"{BEST} 70 of 100 (95 %: 68–72); guessing gives 50.", "a is the best one, clearly better than c and b."]),
         ({"a": release(0.7, labels=("Benign", "Early", "Pre", "Pro"))},
-         ["Of 34 further people’s cells of all classes, a recognised 70 of 100 (95 %: 68–72)."]),
+         ["Of 34 further people’s cells of all classes, a recognised 70 of 100 (95 %: 68–72); guessing gives 25."]),
         ({"a": release(0.7), "b": release(0.8, data="other people")},
          ["The models were not checked alike on further people.", "Their figures cannot be compared."]),
         ({"a": release(0.7), "b": release(0.8, labels=("Benign", "Early", "Pre", "Pro"))},
@@ -119,7 +122,7 @@ def test_an_older_check_that_counts_by_cell_is_not_compared_with_one_that_counts
     older = release(0.7)
     del older["further_subjects"]["balanced_accuracy_by_subject"]
     older["further_subjects"] |= {"recall_ALL": {"value": 0.9}, "recall_HEM": {"value": 0.4}}
-    assert conclusion({"a": older}) == [f"{WHOSE} a recognised 65 of 100."]
+    assert conclusion({"a": older}) == [f"{WHOSE} a recognised 65 of 100; guessing gives 50."]
     assert "cannot be compared" in " ".join(conclusion({"a": older, "b": release(0.8)}))
 
 
@@ -129,19 +132,19 @@ def test_how_far_the_further_people_are_unseen_stands_below_the_claim_once_for_e
     releases = {name: release(share) for name, share in (("a", 0.7), ("b", 0.72), ("c", None))}
     for name in "ab":
         releases[name]["further_subjects"]["estimates"] = chosen
-    assert conclusion(releases)[1] == chosen.replace("subjects", "people")
+    assert conclusion(releases)[2] == chosen.replace("subjects", "people")
     assert " ".join(conclusion(releases)).count("in view") == 1
     releases["b"]["further_subjects"] |= {"estimates": "30 other subjects.", "subjects": 30}
     assert conclusion(releases)[2:] == [chosen.replace("subjects", "people"), "30 other people."], "not checked alike"
 
 
-def test_the_longest_conclusion_has_three_lines_of_short_sentences_below_its_claim() -> None:
+def test_the_longest_conclusion_has_four_lines_of_short_sentences_below_its_claim() -> None:
     """Four facts in one paragraph, without the names of the models, were not understood at the first reading."""
     measured = [release(0.7 + n / 100, earlier=True, size_alone=0.7) for n in range(2)]
     releases = {str(n): metrics for n, metrics in enumerate([*measured, release(size_alone=0.9), release()])}
     measured[0]["further_subjects"]["estimates"] = "34 further subjects: no weights were trained on them."
     claim, *lines = conclusion(releases)
-    assert len(lines) == 3 and "not clearly more" in claim
+    assert len(lines) == 4 and "the best model" in claim and "not clearly better" in lines[0]
     said = " ".join(lines)
     assert "Earlier weights" in said and "2 does not" in said
     assert max(len(sentence.split()) for sentence in said.split(". ")) <= 24

@@ -157,17 +157,20 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     models = ModelCache({"measured": measured, "tiny": tiny_release})
     html, _ = evidence(models, list(models.names), "measured")
     first, second = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:2]
-    worst = "another class for 23 (18–29) of 100 cells when 15\u00a0% less saturated"
+    worst = "another class for 23 (18\u2060–\u206029) of 100 cells when 15\u00a0% less saturated"
     assert worst in first and "not measured" in second.split("most class changes")[1], "of each model"
     assert html.split("<thead>")[1].split("</thead>")[0].count("<th ") == 5
     assert html.split("<thead>")[1].split("</thead>")[0].count("recognised") == 1, "said once, each head on one line"
     assert "cell size alone" not in first + second, "it has a line of its own"
     assert '<td colspan="2">not measured on people' in second
     assert "AUROC 0.736 (0.57–0.88)" in first and "AUROC 0.881 (0.79–0.94)" in first, "both with their intervals"
-    first_claim, what_follows = html.split('class="lk-conclusion">')[1].split("</p>")[:2]
-    assert html.index("</table>") < html.index('class="lk-conclusion">'), "figures first"
-    assert what_follows.split("</ul>")[0].count("<li>") == 4, "a line for each"
-    assert first_claim.endswith("measured (earlier weights) recognised 67 of 100 (95 %: 53–80).")
+    first_claim = html.split('class="lk-conclusion">')[1].split("</p>")[0]
+    what_follows = html.split('class="lk-lines lk-quiet">')[1].split("</ul>")[0]
+    assert html.index("How good are these models?") < html.index('class="lk-conclusion">') < html.index("<table>")
+    assert html.count("recognised 67 of 100") == 1, "said once"
+    assert what_follows.count("<li>") == 4, "a line for each"
+    interval = "(95\u00a0%: 53\u2060–\u206080)"
+    assert first_claim.endswith(f"measured (earlier weights) recognised 67 of 100 {interval}; guessing gives 50.")
     assert "Earlier weights: measured was measured on them after an earlier training" in what_follows
     assert 'href="?model=measured" aria-label="Try measured on a cell"' in first
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first
@@ -180,6 +183,8 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
         "54 of 100 normal cells",
     ]
     assert "lk-meter" not in lines[1][2]
+    assert re.findall(r"\((\d+–\d+)\)", lines[0][2]) == ["62–96", "34–73"], "intervals in figures"
+    assert "maps failed our checks" in lines[0][2] and "maps not checked" in lines[1][2], "in sight"
     folded_heads = re.findall("<dt>(.*?)</dt>", blocks[0])
     assert folded_heads[:2] == ["further people", "cross-validation: of 100, recognised"], "of 100 where meters follow"
     assert '<b aria-hidden="true">✗</b>&nbsp;maps failed our checks' in first and "✗" not in second
@@ -238,7 +243,7 @@ def test_what_was_not_measured_is_said_once() -> None:
     assert '<td colspan="2">not measured on people: its data name no people</td>' in row
     facts = html.split('<dl class="lk-facts">')[1].split("</dl>")[0]
     assert facts.count("<dt>") == 4 and facts.count("<dd>") == 3, "on a phone, too"
-    assert "All its figures<small>maps</small>" in html, "what else it lacks is not announced"
+    assert "All its figures<small>healthy donors’ cells</small>" in html, "what else it lacks is not announced"
 
 
 def test_a_name_without_a_model_is_told_and_the_first_is_shown() -> None:

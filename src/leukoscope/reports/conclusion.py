@@ -40,7 +40,7 @@ class _OutsideCheck:
 
 
 def conclusion(releases: Mapping[str, Metrics]) -> list[str]:
-    """What the metrics of these models say, by their short names: one claim, then at most three lines about it.
+    """What the metrics of these models say, by their short names: one claim, then at most four lines about it.
 
     Further people come first, then cell size alone. Each line can stand alone; there is none without a model.
     """
@@ -60,7 +60,7 @@ def _on_further_people(releases: Mapping[str, Metrics]) -> list[str]:
         unlike = "The models were not checked alike on further people."
         return [unlike, "Their figures cannot be compared.", *_who_the_people_are(releases)]
     earlier = [name for name in checks if releases[name]["further_subjects"].get("earlier_weights")]
-    lines = [_most_recognised(list(checks.values()), earlier), *_who_the_people_are(releases)]
+    lines = [*_most_recognised(list(checks.values()), earlier), *_who_the_people_are(releases)]
     if earlier:
         were = "was" if len(earlier) == 1 else "were"
         lines.append(
@@ -92,10 +92,10 @@ def _outside_check(model: str, metrics: Metrics) -> _OutsideCheck:
     return _OutsideCheck(model, by_person["value"], interval, test)
 
 
-def _most_recognised(checks: Sequence[_OutsideCheck], earlier: Sequence[str]) -> str:
-    """How many cells the best model recognised, and whether clearly more than others; all were checked alike.
+def _most_recognised(checks: Sequence[_OutsideCheck], earlier: Sequence[str]) -> list[str]:
+    """How many cells the best model recognised, then which one that is and whether clearly; all were checked alike.
 
-    `earlier` are the models that were measured with earlier weights: where the best one is, the claim says so.
+    `earlier` are the models that were measured with earlier weights: where the best one is, its name says so.
     """
     best, *others = sorted(checks, key=lambda check: -check.share)
     name = best.model
@@ -103,20 +103,23 @@ def _most_recognised(checks: Sequence[_OutsideCheck], earlier: Sequence[str]) ->
         name = f"{name} (earlier weights)"
     person = "person’s" if best.test.people == 1 else "people’s"
     classes = "both classes" if len(best.test.labels) == 2 else "all classes"
-    whose = f"Of {best.test.people} further {person} cells of {classes}"
     figure = f"{hundred(best.share)} of 100"
     if best.interval:
         figure += f" (95 %: {hundred(best.interval['low'])}–{hundred(best.interval['high'])})"
+    who = "the best model" if others else name
+    claim = (
+        f"Of {best.test.people} further {person} cells of {classes}, {who} recognised {figure}; "
+        f"guessing gives {hundred(1 / len(best.test.labels))}."
+    )
     if not others:
-        return f"{whose}, {name} recognised {figure}."
+        return [claim]
     equal = [other.model for other in others if hundred(other.share) == hundred(best.share)]
     if equal:
-        return f"{whose}, {name} recognised {figure}, {_names_or_number(equal)} as many."
+        return [claim, f"{name} is the best one; {_names_or_number(equal)} recognised as many."]
     close = [other.model for other in others if not best.is_clearly_above(other)]
-    most = f"{whose}, {name} recognised most: {figure}"
     if close:
-        return f"{most}, not clearly more than {_names_or_number(close)}."
-    return f"{most}, clearly more than {_names_or_number([other.model for other in others])}."
+        return [claim, f"{name} is the best one, but not clearly better than {_names_or_number(close)}."]
+    return [claim, f"{name} is the best one, clearly better than {_names_or_number([one.model for one in others])}."]
 
 
 def _names_or_number(names: Sequence[str]) -> str:

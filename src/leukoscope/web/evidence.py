@@ -84,17 +84,18 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
     if subjects:
         figures = []  # the card's plot shows the same people
     evaluation = release_tables.unseen_evaluation(metrics) or {}
-    conclusion_of_all = conclusion({text.short_name(name): release.metrics for name, release in releases.items()})
+    lines = conclusion({text.short_name(name): release.metrics for name, release in releases.items()})
     html = render(
         "evidence.html", rows=rows, size_alone=_size_alone(releases), names=names, chosen=chosen, unknown=unknown,
         figures=figures, subjects=subjects, subjects_test="cross-validation" if evaluation.get("folds") else "test",
-        changes=_small_changes(metrics), conclusion=conclusion_of_all,
+        changes=_small_changes(metrics), conclusion=[_unbroken(line) for line in lines],
     )  # fmt: skip
     return html, card
 
 
 def _unbroken(words: str) -> str:
-    """The words with no line's end between a number and its unit."""
+    """The words with no line's end in an interval, or between a number and its unit."""
+    words = _INTERVAL.sub(_UNBROKEN_DASH, words)
     return _WITH_UNIT.sub(lambda match: match[0].replace(" ", "\u00a0"), words)
 
 
@@ -153,12 +154,10 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     maps_passed = trust.maps_passed(metrics)
     maps = _MAPS[maps_passed]
     worst_change = text.worst_change_text(metrics)
-    measured = {
-        "cross-validation": bool(trust_rows[1].meters),
-        "small changes": worst_change != _NOT_MEASURED,
-        "maps": maps != _MAPS[None],
-        "healthy donors’ cells": maps == _MAPS[None] and healthy != "–",  # else they stand beside the maps
-    }
+    folded = {"cross-validation": bool(trust_rows[1].meters), "small changes": worst_change != _NOT_MEASURED}
+    measured = ", ".join(what for what, is_measured in folded.items() if is_measured)
+    if not measured and healthy != "–":
+        measured = "healthy donors’ cells"
     return {
         "model": name,
         "error": "",
@@ -175,7 +174,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "cross_validated": cross_validated,
         "size_is_measured": _auroc_of_size(metrics) is not None,
         "worst_change": _unbroken(worst_change),
-        "measured": ", ".join(what for what, is_measured in measured.items() if is_measured),
+        "measured": measured,
         "healthy": _NOT_MEASURED if healthy == "–" else f"{healthy}\u00a0of\u00a0100",
         "maps": maps,
         "maps_mark": _MARKS[maps_passed],
@@ -298,7 +297,7 @@ def _sections(markdown: str) -> list[_Section]:
         if is_row and not in_table:
             lines.append(f"{_TABLE_BOX}\n")
         if is_row:
-            line = _unbroken(_INTERVAL.sub(_UNBROKEN_DASH, line))
+            line = _unbroken(line)
         if in_table and not is_row:
             lines.append("\n</div>\n")
         in_table = is_row
