@@ -304,7 +304,8 @@ def test_the_next_cell_is_shown_in_the_view_that_was_chosen(page: Page, act: str
     visit = Visit()
     list(click(page, visit, "example:1"))
     list(click(page, visit, "view:covered"))
-    visit.recent = [replace(visit.scene, content=Answer(example(3), visit.scene.content.rows), view="", forms=None)]
+    answer = replace(visit.scene.showing(Answer), picture=example(3))
+    visit.recent = [replace(visit.scene, content=answer, view="", forms=None)]
     steps = list(click(page, visit, act))
     assert visit.scene.view == "covered" and visit.scene.forms, "computed for that cell"
     pictures = [str(step[page.picture]) for step in steps if page.picture in step]
@@ -396,7 +397,7 @@ def test_a_cell_of_a_smear_stands_there_before_its_answer(page: Page) -> None:
     first = next(steps)
     assert ">Cell 2</span>" in first[page.picture] and "Reading Cell 2 of Synthetic smear" in first[page.answer]
     assert "lk-working" in first[page.answer], "a line runs along its top"
-    assert 'data-act="read:other"' in first[page.answer] and 'data-act="read:one"' not in first[page.answer]
+    assert first[page.answer].count("reading …") == 2, "each model's answer follows"
     assert isinstance(visit.scene.smear, Smear)
     share = visit.scene.smear.reading.in_distribution
     text = shown(page, steps)
@@ -696,25 +697,59 @@ def test_a_visit_has_a_bound_whatever_is_given(page: Page) -> None:
     assert [type(scene.content) for scene in visit.recent] == [Answer], "another batch is read"
 
 
-def test_a_cell_of_a_smear_is_read_by_another_model(page: Page) -> None:
+def test_a_cell_of_a_smear_is_answered_by_every_model_as_it_reads_the_smear(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only the model that had read the smear answered, and one that was added did so by the share of that one's."""
+    visit = Visit()
+    list(click(page, visit, "smear"))
+    steps = click(page, visit, "cell:2")
+    first = next(steps)
+    assert "reading …" in first[page.answer]
+    text = shown(page, steps)
+    assert 'data-act="row:1" data-of-model="other"' in text and "reading …" not in text
+    assert 'data-act="read:' not in text, "it has an answer"
+    list(click(page, visit, "row:1"))
+    smear = visit.scene.smear
+    assert visit.scene.model == "other" and smear is not None and smear.reading.model == "other"
+    text = shown(page, click(page, visit, "add:one"))
+    smear = visit.scene.smear
+    assert visit.scene.model == "one" and smear is not None and smear.reading.model == "one"
+    assert visit.scene.cell == 2 and ">Cell 3</span>" in text and 'data-of-model="other"' in text
+    monkeypatch.setattr("leukoscope.web.page.read_smear", None)  # each model has read it
+    text = shown(page, click(page, visit, "cell:3"))
+    assert ">Cell 4</span>" in text and 'data-of-model="other"' in text
+    shown(page, click(page, visit, "back"))
+    assert isinstance(visit.scene.content, Smear) and visit.scene.model == "one"
+    shown(page, click(page, visit, "read:other"))
+    assert visit.scene.model == "other"
+
+
+def test_of_a_smear_of_many_cells_only_the_one_that_read_it_answers_unasked(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leukoscope.web.smear_page.MOST_BOXES_WITH_CLASS", 4)
     visit = Visit()
     list(click(page, visit, "smear"))
     text = shown(page, click(page, visit, "cell:2"))
     assert 'data-act="read:other"' in text and 'data-act="read:one"' not in text
-    for act, before in (("read:other", "one"), ("add:one", "other")):
-        text = shown(page, click(page, visit, act))
-        answered = act.partition(":")[2]
-        smear = visit.scene.smear
-        assert visit.scene.model == answered and smear is not None and smear.reading.model == answered
-        assert visit.scene.cell == 2 and ">Cell 3</span>" in text and f'data-act="read:{before}"' in text
-    shown(page, click(page, visit, "back"))
-    assert isinstance(visit.scene.content, Smear) and visit.scene.model == "one"
+    text = shown(page, click(page, visit, "read:other"))
+    assert visit.scene.model == "other" and visit.scene.cell == 2 and 'data-act="read:one"' in text
 
 
-def test_a_map_that_failed_leads_to_a_model_that_has_not_read_the_smear_and_whose_maps_passed(
-    tiny_release: Path, tmp_path: Path
-) -> None:
+def test_a_model_that_cannot_read_a_smear_says_why_beside_its_cell(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    visit = Visit()
+    list(click(page, visit, "smear"))
+
+    def fails(*_: object) -> Smear:
+        raise UnusableSmear("no scale for this one")
+
+    monkeypatch.setattr("leukoscope.web.page.read_smear", fails)
+    text = shown(page, click(page, visit, "cell:2"))
+    assert visit.scene.model == "one" and "no scale for this one" in text and "reading …" not in text
+
+
+def test_the_failed_map_of_a_smears_cell_leads_to_a_model_whose_maps_passed(tiny_release: Path, tmp_path: Path) -> None:
     releases = {}
     for name, passed in (("failed", False), ("passed", True)):
         releases[name] = tmp_path / name
@@ -726,11 +761,11 @@ def test_a_map_that_failed_leads_to_a_model_that_has_not_read_the_smear_and_whos
         list(click(page, visit, act))
     text = shown(page, click(page, visit, "view:map"))
     assert "maps failed our checks" in text
-    assert 'data-act="read:passed"' in text and ">passed's<" in text
-    text = shown(page, click(page, visit, "read:passed"))
+    assert 'data-act="row:1"' in text and ">passed's<" in text
+    text = shown(page, click(page, visit, "row:1"))
     assert visit.scene.model == "passed" and visit.scene.cell == 2
     assert "Map for" in text and ">passed's<" not in text
-    list(click(page, visit, "read:failed"))
+    list(click(page, visit, "row:0"))
     assert visit.scene.view == "map", "the view stays"
 
 

@@ -241,6 +241,31 @@ class Page:
                 scene = replace(scene, opened=answer.best)
             yield Update(scene)
             yield from self._computed_view(visit)
+        yield from self._cell_by_others(visit)
+
+    def _cell_by_others(self, visit: Visit) -> Iterator[Update]:
+        """What the other models say of a smear's cell, each once it has read the smear."""
+        for name in self._asked_next(visit):
+            scene = visit.scene
+            smear = scene.smear
+            assert smear is not None and scene.cell is not None
+            answer = scene.showing(Answer)
+            readings = scene.smear_readings
+            try:
+                reading = self._reading_of(visit, smear, name)
+                readings = (*_readings_but(name, readings), reading)
+                row = row_of(open_cell(reading, scene.cell).picture, self.models, name)
+            except LeukoscopeError as error:
+                row = Row(answer.picture, name, error=str(error))
+            answer = replace(answer, rows=(*answer.rows, row))
+            yield Update(replace(scene, content=answer, smear_readings=readings))
+
+    def _reading_of(self, visit: Visit, smear: Smear, name: str) -> Smear:
+        """A smear as this model reads it, read once."""
+        for reading in visit.scene.smear_readings:
+            if reading.reading.model == name:
+                return reading
+        return self._with_whole_picture(visit, read_smear(self.models, smear.picture, name))
 
     @staticmethod
     def _picture_key(visit: Visit) -> tuple[Any, ...]:
@@ -307,7 +332,6 @@ class Page:
             forms=scene.forms,
             back=scene.back,
             rows=scene.content.rows,
-            reader=self._reader_with_maps(visit),
             next_cell=_next_cell(scene),
         )
 
@@ -336,12 +360,14 @@ class Page:
         opened = scene.opened
         if opened is None:
             opened = len(scene.content.rows)
+        asked_next = self._asked_next(visit)
         return stage.cell_answer(
             scene.content,
             opened,
             name=_cell_of_batch(scene) or _measures_of_cell(scene),
             address=address,
-            readers=self._smear_readers(visit),
+            asked_next=asked_next,
+            readers=[name for name in self._smear_readers(visit) if name not in asked_next],
             next_cell=_next_cell(scene),
             first_model=next(iter(self._readers(self.models.names) or self.models.names), ""),
         )
@@ -370,11 +396,12 @@ class Page:
         asked = {*(row.model for row in scene.content.rows), *scene.content.waiting}
         return [name for name in names if name not in asked]
 
-    def _reader_with_maps(self, visit: Visit) -> str:
-        """Of the models that have not read a smear's cell the first whose maps passed their checks; "" for none."""
-        if visit.scene.cell is None:
-            return ""
-        return next((name for name in self._smear_readers(visit) if self.models.maps_passed(name)), "")
+    def _asked_next(self, visit: Visit) -> list[str]:
+        """The other models that answer for the cell of a smear, unasked; of a smear of many cells, none."""
+        smear = visit.scene.smear
+        if smear is None or visit.scene.cell is None or len(smear.whole) > smear_page.MOST_BOXES_WITH_CLASS:
+            return []
+        return self._smear_readers(visit)
 
     def _others_for_smear(self, visit: Visit, smear: Smear) -> list[str]:
         """The other models that can read a smear: those that read the same cells before those of whole pictures."""
@@ -641,7 +668,8 @@ class Page:
             return
         visit.chosen = answer.rows[number].model
         switched = replace(answer, chosen=visit.chosen)
-        yield Update(replace(visit.scene, content=switched, opened=number, label="", forms=None))
+        opened = replace(visit.scene, content=switched, opened=number, label="", forms=None)
+        yield Update(opened.of_reading(visit.chosen))
 
     def open_cell(self, visit: Visit, number: int) -> Iterator[Update]:
         """A cell of a smear or a batch."""
@@ -650,8 +678,8 @@ class Page:
         if isinstance(whole, Smear):
             answer = open_cell(whole, number)
             # The next cell is shown as the one before it.
-            view = visit.scene.view
-            yield Update(Scene(answer, opened=0, behind=whole, cell=number, source=source, view=view))
+            scene = Scene(answer, opened=0, behind=whole, cell=number, source=source, view=visit.scene.view)
+            yield Update(replace(scene, smear_readings=visit.scene.smear_readings))
             return
         result = visit.scene.showing(BatchResult)
         if number >= len(result.rows):
@@ -667,7 +695,8 @@ class Page:
     def go_back(self, visit: Visit) -> Iterator[Update]:
         """What a cell was opened from."""
         scene = visit.scene
-        yield Update(Scene(scene.behind, source=scene.source, readings=scene.readings))
+        opened_from = Scene(scene.behind, source=scene.source, readings=scene.readings)
+        yield Update(replace(opened_from, smear_readings=scene.smear_readings))
 
     def stop(self, visit: Visit) -> Iterator[Update]:
         """End what is computed: a newer question does. What was predicted of a batch stays."""
@@ -728,17 +757,20 @@ class Page:
             return
         smear = scene.smear or scene.showing(Smear)
         if self._readers([name]):
-            reading = self._with_whole_picture(visit, read_smear(self.models, smear.picture, name))
-            read = Scene(reading, source=scene.source)
+            reading = self._reading_of(visit, smear, name)
+            read = Scene(
+                reading, source=scene.source, smear_readings=_readings_but(name, (*scene.smear_readings, smear))
+            )
             if scene.cell is not None:
                 cell = open_cell(reading, scene.cell)
-                read = Scene(cell, opened=0, behind=reading, cell=scene.cell, source=scene.source, view=scene.view)
+                read = replace(read, content=cell, opened=0, behind=reading, cell=scene.cell, view=scene.view)
             yield Update(read)
             return
         # It reads the whole picture; the smear stays behind it, with its cells and its table.
         known = [row for row in smear.whole_picture if row.model == name]
         answer = Answer(smear.picture, tuple(known or [ask(smear.picture, self.models, name)]))
-        yield Update(Scene(answer, opened=0, behind=smear, source=scene.source))
+        opened = Scene(answer, opened=0, behind=smear, source=scene.source)
+        yield Update(replace(opened, smear_readings=scene.smear_readings))
 
     def _read_batch_by(self, visit: Visit, shown: BatchResult, name: str) -> Iterator[Update]:
         """The batch as another model reads it; what that one predicted before is shown again."""
@@ -812,6 +844,11 @@ class Page:
         cell = cells[number]
         picture = Picture.opened(cell.image, f"Real {cell.label}")
         yield from self.read_picture(visit, picture, source=f"real:{number}")
+
+
+def _readings_but(name: str, readings: Sequence[Smear]) -> tuple[Smear, ...]:
+    """The readings of a smear by other models than this one."""
+    return tuple(reading for reading in readings if reading.reading.model != name)
 
 
 def _cell_of_batch(scene: Scene) -> str:

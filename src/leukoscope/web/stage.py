@@ -108,7 +108,6 @@ def cell_picture(
     forms: Mapping[str, Row] | None,
     back: str = "",
     rows: Sequence[Row] = (),
-    reader: str = "",
     next_cell: int | None = None,
 ) -> Markup:
     """The left of the stage: the cell, its orientations, its covered parts, or its map.
@@ -120,7 +119,6 @@ def cell_picture(
         forms: what the model says of the cell without each part; None until it is computed.
         back: what the cell was opened from, in a word; "" for nothing.
         rows: what all models say of the cell, in the order of the answer.
-        reader: name of a model that has not read it yet and whose maps passed their checks; "" for none.
         next_cell: number of the smear's cell after it; None for no other.
     """
     chosen = views.chosen_view(row, view)
@@ -138,7 +136,7 @@ def cell_picture(
         view=chosen,
         pressed=pressed,
         waits=waits,
-        body=chosen.draw(views.Shown(row, label, forms, rows, reader)),
+        body=chosen.draw(views.Shown(row, label, forms, rows)),
         caption=row.picture.caption,
         name=name or row.picture.caption,
         dark=row.picture.is_dark,
@@ -164,6 +162,7 @@ def cell_answer(
     *,
     name: str = "",
     address: Address = NO_ADDRESS,
+    asked_next: Sequence[str] = (),
     readers: Sequence[str] = (),
     next_cell: int | None = None,
     first_model: str = "",
@@ -172,6 +171,7 @@ def cell_answer(
 
     Args:
         name: what a cell of a batch is called, or what was measured of one of a smear; "" for any other.
+        asked_next: models whose answers for a smear's cell follow.
         readers: models that can read the smear that it was opened from.
         next_cell: number of the smear's cell after it; None for no other.
         first_model: the model that answers where the visitor chose none.
@@ -200,6 +200,7 @@ def cell_answer(
         working=not answer.complete or row is None or row.changes_pending,
         name=name,
         address=address,
+        waiting=[*answer.waiting, *asked_next],
         readers=readers,
         next_cell=next_cell,
         is_chosen=row is not None and row.model == answer.chosen and row.model != first_model,

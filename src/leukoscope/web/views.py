@@ -47,14 +47,12 @@ class Shown:
         label: the class whose map is shown.
         forms: what `View.compute` gave; None until it is computed.
         rows: what all models say of it, in the order of the answer.
-        reader: name of a model that has not read it yet and whose maps passed their checks; "" for none.
     """
 
     row: Row
     label: str = ""
     forms: Forms | None = None
     rows: Sequence[Row] = ()
-    reader: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def _draw_cell(shown: Shown) -> Markup:
 
 
 def _draw_map(shown: Shown) -> Markup:
-    return _zoomable(shown.row, shown.label, shown.rows, shown.reader)
+    return _zoomable(shown.row, shown.label, shown.rows)
 
 
 def leads_to_maps(other: Row, opened: Row) -> bool:
@@ -96,11 +94,10 @@ def row_with_maps(opened: Row, rows: Sequence[Row]) -> int | None:
     return next((number for number, other in enumerate(rows) if leads_to_maps(other, opened)), None)
 
 
-def _zoomable(row: Row, label: str, rows: Sequence[Row] = (), reader: str = "") -> Markup:
+def _zoomable(row: Row, label: str, rows: Sequence[Row] = ()) -> Markup:
     """The cell, with the map of a class over it beyond the divider where a class is given; while it is computed, alone.
 
-    `rows` are the answers of all models: one whose maps passed is offered where those of the open one failed. Where
-    none did, `reader` is, a model that can read the cell, too.
+    `rows` are the answers of all models: one whose maps passed is offered where those of the open one failed.
     """
     original, overlaid = row.pictures(label, finer=FINER_MAP)
     width, height = row.picture.image.size
@@ -127,7 +124,6 @@ def _zoomable(row: Row, label: str, rows: Sequence[Row] = (), reader: str = "") 
         passed=trust.maps_passed(row.metrics),
         with_maps=row_with_maps(row, rows),
         rows=rows,
-        reader=reader,
     )
 
 

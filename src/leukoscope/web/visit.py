@@ -41,6 +41,7 @@ class Scene:
         number: of what was given in this visit, from 1, whichever model reads it; 0 until it is shown.
         source: the act that the content came by, such as "example:1"; "" for an upload.
         readings: the same batch as other models read it.
+        smear_readings: the same smear as other models read it.
     """
 
     content: Content | None = None
@@ -53,6 +54,15 @@ class Scene:
     number: int = 0
     source: str = ""
     readings: tuple[BatchResult, ...] = ()
+    smear_readings: tuple[Smear, ...] = ()
+
+    def of_reading(self, model: str) -> Scene:
+        """The same with the smear behind it as this model read it; as it is where that one has not read it."""
+        for reading in self.smear_readings:
+            if reading.reading.model == model and isinstance(self.behind, Smear):
+                others = tuple(other for other in self.smear_readings if other is not reading)
+                return replace(self, behind=reading, smear_readings=(*others, self.behind))
+        return self
 
     def showing(self, kind: type[_T]) -> _T:
         """The content; an error where it is not of this kind any more."""
