@@ -217,13 +217,18 @@ def test_another_model_that_is_not_sure_has_its_bar_in_grey(cell: Row) -> None:
     assert [colour for _, colour in line["bar"]] == ["var(--lk-none)"]
 
 
+def test_a_long_name_keeps_both_its_ends_on_a_tile() -> None:
+    assert stage.tile_label("own_lymphocyte") == "own_…cyte" and stage.tile_label("own_cell") == "own_cell"
+
+
 def test_an_example_leads_to_the_next_tile(cell: Row) -> None:
     for number, following in ((1, "example:2"), (5, "example:6"), (6, "smear")):
         row = Row(example(number), "a")
         assert f'data-tile="{following}"' in stage.cell_picture(row, forms=None)
     assert 'data-tile="example:1"' in stage.cell_picture(Row(example(4, smear=True), "a"), forms=None)
     own = Row(Picture.opened(example(1).image, "mine.png"), "a")
-    assert "data-tile" not in stage.cell_picture(own, forms=None)
+    assert 'data-tile="example:1"' in stage.cell_picture(own, forms=None), "after one's own, the first"
+    assert "data-tile" not in stage.cell_picture(own, forms=None, back="smear")
 
 
 def test_small_changes_that_change_the_answer_are_counted_with_it(cell: Row, models: ModelCache) -> None:
@@ -360,7 +365,7 @@ def test_a_covered_part_shows_the_share_of_the_class_where_no_class_is_given(cel
     prediction = replace(cell.known, decision=Decision(OUT_OF_DISTRIBUTION), probabilities={"ALL": 0.31, "HEM": 0.69})
     shown = stage.cell_picture(cell, view="covered", forms={"nucleus": replace(cell, prediction=prediction)})
     assert "<b>Nucleus covered</b><span>ALL\u00a031\u00a0%</span>" in shown
-    assert "A covered cell is unlike the training cells and gets no class." in shown
+    assert "A covered cell is unlike the training cells: no class. How much ALL changes" in shown
     only_outside = stage.cell_picture(cell, view="covered", forms={"outside": replace(cell, prediction=prediction)})
     assert "<b>Background covered</b><span>ALL\u00a031\u00a0%, no\u00a0class</span>" in only_outside
 
@@ -549,6 +554,16 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return words_drawn
 
 
+def test_a_saved_cell_that_is_dark_stands_beside_a_brighter_one(cell: Row, written: list[str]) -> None:
+    assert cell.picture.is_dark
+    saved = np.asarray(row_image(cell, "ALL", with_map=False)).astype(int)[:540]
+    assert "shown brighter" in written
+    as_in_file, brighter = saved[:, :560].max(), saved[:, 560:].max()
+    assert as_in_file == np.asarray(cell.picture.image).max() and brighter > 1.4 * as_in_file
+    row_image(cell, "ALL", with_map=True)
+    assert written.count("shown brighter") == 1, "not beside a map"
+
+
 def test_a_saved_picture_has_the_map_where_the_page_shows_it(cell: Row, written: list[str]) -> None:
     for with_map in (True, False):
         written.clear()
@@ -564,7 +579,9 @@ def test_a_saved_cell_without_a_class_has_dots_as_grey_as_its_bar_and_its_limit_
     # An orientation in which it is sure has the colour of its class.
     unsure = replace(unsure, prediction=replace(unsure.known, views=8 * (unsure.known.probabilities,)))
     limit = stage.limit_on_bar(unsure)
-    assert limit is not None and limit.words == "72\u00a0%"
+    assert limit is not None and (limit.at, limit.words) == (72, "72\u00a0%")
+    assert stage.labels_on_bar(unsure) == ["HEM", "ALL"], "from the left to the limit"
+    assert stage.model_line(unsure)["limit"] == limit
     assert limit.words in unescape(stage.cell_answer(Answer(unsure.picture, (unsure,)), 0))
     monkeypatch.setattr(trust, "trust_rows", lambda _metrics: ())  # their meters have the colours of the classes
     below_the_stage = np.asarray(row_image(unsure, "HEM"))[650:]

@@ -193,7 +193,7 @@ def test_a_model_of_whole_fields_is_sent_to_the_other_tab_not_to_the_command_lin
 def test_on_a_phone_the_synthetic_smear_leads_to_the_next_tile(result: Smear) -> None:
     assert 'data-tile="people"' in smear_picture(result)
     own = replace(result, picture=replace(result.picture, caption="mine.png"))
-    assert "data-tile" not in smear_picture(own)
+    assert 'data-tile="example:1"' in smear_picture(own)
 
 
 def test_a_scale_that_was_guessed_is_to_be_corrected_on_the_stage(tiny_release: Path) -> None:

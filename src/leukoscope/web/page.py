@@ -445,7 +445,7 @@ class Page:
             if isinstance(scene.content, BatchResult):
                 recent.append(batch_page.batch_tile(act, scene.content, is_shown))
             elif scene.picture is not None and not scene.picture.example:
-                name = PurePath(scene.picture.caption).stem
+                name = stage.tile_label(PurePath(scene.picture.caption).stem)
                 recent.append(stage.picture_tile(act, name, scene.picture, is_shown))
         return stage.tiles(given, real=real, credit=credit, recent=recent)
 

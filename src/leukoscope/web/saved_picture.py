@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 
 import gradio
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from leukoscope import RESEARCH_NOTICE
+from leukoscope.data.images import SHOWN_BRIGHTER
 from leukoscope.data.registry import cells_of
 from leukoscope.data.smear import IMPLAUSIBLE_SCALE, PASSED_OVER
 from leukoscope.inference.gradcam import map_colours
@@ -19,7 +20,7 @@ from leukoscope.reports import text, trust
 from leukoscope.web import smear_page
 from leukoscope.web.answer import Row
 from leukoscope.web.smear import Smear, scale_text
-from leukoscope.web.stage import ABOUT_MAPS, Limit, facts, limit_on_bar
+from leukoscope.web.stage import ABOUT_MAPS, Limit, facts, labels_on_bar, limit_on_bar
 from leukoscope.web.views import FINER_MAP, closer, enlarged
 
 # The page's light colours, and its sizes doubled, in pixels.
@@ -138,11 +139,17 @@ def _colour(label: str, labels: Sequence[str]) -> str:
 
 
 def _stage(row: Row, label: str, *, with_map: bool) -> Image.Image:
-    """Cell and map on black, the map with its scale; the colours of the file as they are."""
+    """The cell on black with the colours of the file; beside it its map with its scale, or a dark cell brighter."""
     zoom = enlarged(row.picture)
-    cell_and_map = row.pictures(label if with_map else "", finer=FINER_MAP)
-    pictures = [ImageOps.contain(closer(picture, zoom), (SIDE, SIDE)) for picture in cell_and_map if picture]
-    has_map = len(pictures) == 2
+    cell, drawn_map = row.pictures(label if with_map else "", finer=FINER_MAP)
+    has_map = drawn_map is not None
+    beside = drawn_map
+    if not has_map and row.picture.is_dark:
+        shown = cell
+        if row.picture.rim is not None:
+            shown = Image.alpha_composite(cell.convert("RGBA").resize(row.picture.rim.size), row.picture.rim)
+        beside = ImageEnhance.Brightness(shown.convert("RGB")).enhance(SHOWN_BRIGHTER)
+    pictures = [ImageOps.contain(closer(picture, zoom), (SIDE, SIDE)) for picture in (cell, beside) if picture]
     height = max(picture.height for picture in pictures)
     failed = has_map and trust.maps_passed(row.metrics) is False
     lines = 2 if failed else 1
@@ -160,6 +167,8 @@ def _stage(row: Row, label: str, *, with_map: bool) -> Image.Image:
     pen.text((middles[0], captions_at), caption, ON_STAGE, _font(TEXT), anchor="ma")
     if has_map:
         _scale(stage, label, middles[-1], captions_at)
+    elif beside:
+        pen.text((middles[-1], captions_at), "shown brighter", ON_STAGE, _font(TEXT), anchor="ma")
     if failed:
         warning = "this model's maps failed our checks"
         pen.text((middles[-1], captions_at + LINE), warning, ON_STAGE, _font(TEXT, bold=True), anchor="ma")
@@ -277,8 +286,8 @@ class _Sheet:
 
         Of a cell that gets none, in grey, with the limit from which on there is one.
         """
-        labels = list(row.known.probabilities)
-        colours = {label: _colour(label, labels) for label in labels}
+        labels = labels_on_bar(row)
+        colours = {label: _colour(label, list(row.known.probabilities)) for label in labels}
         if limit is not None:
             colours = dict.fromkeys(labels, RULE) | {row.known.most_probable: NO_CLASS}
             self.limit_words(limit)

@@ -19,7 +19,7 @@ from leukoscope.web.answer import Picture, Row
 from leukoscope.web.drawing import NO_ADDRESS, UNLIKE_TRAINING, Address, colour, embedded, form, outcome_counts, render
 from leukoscope.web.smear import Smear, example_smear, scale_text, with_painted_rim
 from leukoscope.web.smear_flags import place_flags
-from leukoscope.web.stage import model_line
+from leukoscope.web.stage import model_line, next_tile
 from leukoscope.web.views import closer_in_tile
 
 SMEAR_SIDE = 1400
@@ -153,7 +153,7 @@ def smear_picture(smear: Smear) -> Markup:
         ratio=width / height,
         scale=scale_text(smear),
         um_per_pixel=um_per_pixel,
-        next_tile="people" if smear.picture is example_smear() else "",
+        next_tile="people" if smear.picture is example_smear() else next_tile(smear.picture),
     )
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from markupsafe import Markup
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from leukoscope.inference.prediction import ABSTAIN
 from leukoscope.reports import text, trust
@@ -22,6 +22,7 @@ from leukoscope.web.answer import Answer, Picture, Row, example
 from leukoscope.web.drawing import NO_ADDRESS, Address, EmbeddedImage, colour, embedded, render
 from leukoscope.web.smear import example_smear
 
+MOST_OF_LABEL = 10  # letters
 TILE_SIDE = 132  # pixels of a tile's picture, for screens of two pixels a point
 
 
@@ -31,6 +32,13 @@ def head(labels: Sequence[str]) -> Markup:
 
 
 # The strip of what can be given.
+
+
+def tile_label(name: str) -> str:
+    """A file's name as it fits a tile: both its beginning and its end tell it from others."""
+    if len(name) <= MOST_OF_LABEL:
+        return name
+    return f"{name[:4]}…{name[-4:]}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def example_tiles(*, smears: bool, pressed: str = "") -> list[Tile]:
     if not smears:
         people = replace(people, image=_two_cells())
     tiles.append(people)
-    tiles.append(picture_tile("real", "real cells", example(5 if not smears else 3, smear=smears), False))
+    tiles.append(Tile("real", "real cells", "Real cells", _outlines()))
     return tiles
 
 
@@ -78,6 +86,20 @@ def _two_cells() -> EmbeddedImage:
         cell.thumbnail((TILE_SIDE // 2 - 6, TILE_SIDE // 2))
         tile.paste(cell, (place * TILE_SIDE // 2 + 3, (TILE_SIDE - cell.height) // 2))
     return embedded(tile)
+
+
+@cache
+def _outlines() -> EmbeddedImage:
+    """Outlines of cells, for the tile of those that are on the Hub: none of them is here before it is asked for."""
+    large = 4 * TILE_SIDE
+    tile = Image.new("RGB", (large, large))
+    pen = ImageDraw.Draw(tile)
+    for middle_x, middle_y, radius in ((0.3, 0.4, 0.15), (0.68, 0.34, 0.12), (0.58, 0.68, 0.17)):
+        box = [large * edge for edge in (middle_x - radius, middle_y - radius, middle_x + radius, middle_y + radius)]
+        pen.ellipse(box, outline="#b9a3dc", width=large // 44)
+        inner = [edge + sign * large * radius * 0.45 for edge, sign in zip(box, (1, 1, -1, -1), strict=True)]
+        pen.ellipse(inner, "#6f4fa8")
+    return embedded(tile, TILE_SIDE)
 
 
 def picture_tile(act: str, label: str, picture: Picture, pressed: bool) -> Tile:
@@ -141,16 +163,16 @@ def cell_picture(
         name=name or row.picture.caption,
         dark=row.picture.is_dark,
         back=back,
-        next_tile="" if back else _next_tile(row.picture),
+        next_tile="" if back else next_tile(row.picture),
         next_cell=next_cell,
         is_read_as_smear=len(offered) == 1 and not back and not row.picture.on_black,
     )
 
 
-def _next_tile(picture: Picture) -> str:
-    """What the tile after this synthetic picture does: after the last cell, the smear's; "" for any other picture."""
+def next_tile(picture: Picture) -> str:
+    """What the tile after this picture does: after the last synthetic cell, the smear's; after one's own, the first."""
     if not picture.example:
-        return ""
+        return "example:1"
     if picture.on_black and picture.example == len(EXAMPLE_CELLS):
         return "smear"
     return f"example:{picture.example % len(EXAMPLE_CELLS if picture.on_black else EXAMPLE_SMEARS) + 1}"
@@ -226,6 +248,7 @@ def model_line(row: Row, opened: Row | None = None) -> dict[str, Any]:
         "model": row.model,
         "words": words,
         "bar": [(row.known.probabilities[called], bar_colour)],
+        "limit": limit_on_bar(row),
         "share": text.percentages(row.known.probabilities, row.known.decision)[called],
     }
 
@@ -249,7 +272,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "caveats": row.caveats(),
         "help": row.help_text(),
         "limit": limit_on_bar(row),
-        "shares": [(label, share, _colour_on_bar(row, label)) for label, share in row.known.probabilities.items()],
+        "shares": [(label, row.known.probabilities[label], _colour_on_bar(row, label)) for label in labels_on_bar(row)],
         "percentages": text.percentages(row.known.probabilities, row.known.decision),
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(decision.outcome, labels) for decision in row.orientations],
@@ -282,10 +305,10 @@ def facts(row: Row, label: str) -> dict[str, str]:
         row.caution_of_nuclei(),
     ]
     return {
-        "Further people": trust.about_further_people(row.metrics),
-        "Its answers": text.trust_text(row.known.decision, row.metrics),
         "This map": " ".join(sentence for sentence in map_sentences if sentence),
         "Its maps": f"{check.text} {text.MAP_CAVEATS[check.method]}" if row.maps else "",
+        "Its answers": text.trust_text(row.known.decision, row.metrics),
+        "Further people": trust.about_further_people(row.metrics),
         "Model": f"{row.model}, {row.known.revision[:12] or 'local files'}",
     }
 
@@ -299,7 +322,7 @@ def _colour_on_bar(row: Row, label: str) -> str:
 
 @dataclass(frozen=True)
 class Limit:
-    """From where on the more probable of two classes would get the verdict: on their bar, 0–100, and as written."""
+    """From which probability on there is a verdict: on the bar, 0–100, and as written."""
 
     at: float
     words: str
@@ -308,11 +331,17 @@ class Limit:
 def limit_on_bar(row: Row) -> Limit | None:
     """The limit that a cell which is "not sure" missed; None for any other."""
     limit = row.thresholds.abstain_below
-    labels = list(row.known.probabilities)
-    if limit is None or row.known.outcome != ABSTAIN or len(labels) != 2:
+    if limit is None or row.known.outcome != ABSTAIN or len(row.known.probabilities) != 2:
         return None
-    is_first = row.known.most_probable == labels[0]
-    return Limit(100 * (limit if is_first else 1 - limit), percent(limit, text.digits_of_limit(limit)))
+    return Limit(100 * limit, percent(limit, text.digits_of_limit(limit)))
+
+
+def labels_on_bar(row: Row) -> list[str]:
+    """A row's classes in the order of the bar; where a limit is marked, the one that missed it comes first."""
+    labels = list(row.known.probabilities)
+    if limit_on_bar(row) is not None:
+        labels.sort(key=row.known.probabilities.__getitem__, reverse=True)
+    return labels
 
 
 def _distance_bars(distances: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -205,7 +205,9 @@ def _draw_covered(shown: Shown) -> Markup:
     if "nucleus" not in forms:
         sentence = "No nucleus is told apart in this picture."
     elif all(form.refused for form in forms.values()):
-        sentence = "A covered cell is unlike the training cells and gets no class. The figures show which part counts."
+        sentence = (
+            f"A covered cell is unlike the training cells: no class. How much {called} changes shows which part counts."
+        )
         is_said_above = True
     forms_of_cell = []
     for part, form in {"": row, **forms}.items():
