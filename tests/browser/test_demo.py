@@ -257,7 +257,8 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     assert visit.page.locator("[data-act=back]").count() == 0, "a dot of a closed row opens the row"
     dot.click()
     visit.page.locator("[data-act=back]").wait_for()
-    assert re.match(r"P\d / ", visit.page.locator("#picture .lk-caption").inner_text()), "its person and file"
+    visit.page.locator("#answer .lk-model", has_text=re.compile(r"P\d / ")).wait_for()
+    assert not visit.page.locator("#picture .lk-caption > span").is_visible(), "its person and file are said once"
     visit.act("back")
     visit.page.locator("#picture .lk-subject svg").nth(9).wait_for()
     visit.page.locator("#picture details.lk-subject[open] summary").press("Enter")

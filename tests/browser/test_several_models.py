@@ -252,9 +252,12 @@ def test_the_row_of_an_opened_person_stays_in_sight_in_another_model_s_answer(vi
     stage = page.locator("#picture").bounding_box()
     pictures = [thumbnail.bounding_box() for thumbnail in page.locator("#picture .lk-grid button:visible").all()]
     dots = page.locator("#picture .lk-subject[open] circle[data-act]").all()
-    assert before["height"] >= 119 and max(dot.bounding_box()["width"] for dot in dots) >= 5, "its dots stay large"
+    assert before["height"] >= 103 and max(dot.bounding_box()["width"] for dot in dots) >= 5, "its dots stay large"
     in_sight = [box for box in pictures if box["y"] + box["height"] <= stage["y"] + stage["height"]]
     assert len({box["y"] for box in in_sight}) >= 2, "two rows of the person's cells"
+    names = page.locator("#picture .lk-subject[open] .lk-grid .lk-end:visible").all()
+    ends = [box["y"] + box["height"] for box in (name.bounding_box() for name in names)]
+    assert len(ends) == 12 and max(ends) <= stage["y"] + stage["height"] - 12, "whole, above what fades out"
     page.locator("#answer [data-act^='read:']").first.click()
     page.locator("#answer .lk-other", has_text="same answer").wait_for()
     opened.wait_for()

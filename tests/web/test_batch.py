@@ -613,6 +613,8 @@ def test_cells_of_unknown_people_have_the_caveat_that_one_cell_has() -> None:
     assert "<span>UID_7_1</span><span>_2_all</span>" in batch_picture(result), "a name without its folder"
     assert cell_name(result.rows[0]) == "UID_7_1_2_all"
     assert cell_name(replace(result.rows[0], subject="7")) == "7 / UID_7_1_2_all"
+    long = replace(result.rows[0], subject="somebody of a long name", name=f"a/cell of the first{' slide' * 9} 17.bmp")
+    assert cell_name(long) == "somebod…ong name / cell of the…ide slide 17"
     alike = replace(result, rows=result.rows[:2])
     assert ">7_1_2_all</span>" in batch_picture(alike), "and without what all names begin with"
 

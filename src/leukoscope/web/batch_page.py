@@ -63,6 +63,7 @@ SHOWN_PROBLEMS = 20
 SHORT_NAME = 12  # letters below a thumbnail
 MOST_NAMED = 3  # people of a class whom a headline names
 LONGEST_CODE = 4  # letters of a name that is called a person's
+LONGEST_FILE_NAME = 24  # of an opened cell
 LONGEST_PERSON_NAME = 16  # letters in a headline
 LONGEST_LIST = 28  # letters of such names, so that a headline has two lines
 SHOWN_FILES = 6  # of each problem
@@ -76,7 +77,7 @@ _ON_LIMIT = 1e-9  # so near to a limit, a probability is on it
 WIDTH = 356
 LEAST_HEIGHT = 48
 MOST_HEIGHT = 200
-OPENED_HEIGHT = 120  # of a person's row above their cells
+OPENED_HEIGHT = 104  # of a person's row above their cells
 FEW_CELLS = 32  # of one row, which need less height
 HEIGHT_OF_FEW = 136
 # What `find_subjects` calls it: a warning has one line.
@@ -794,10 +795,15 @@ def _named(subjects: Sequence[str]) -> str:
 
 def _person_name(subject: str) -> str:
     """A person's name; a long one is cut in its middle."""
-    if len(subject) <= LONGEST_PERSON_NAME:
-        return subject
-    half = LONGEST_PERSON_NAME // 2
-    return f"{subject[: half - 1]}…{subject[-half:]}"
+    return _cut(subject, LONGEST_PERSON_NAME)
+
+
+def _cut(name: str, longest: int) -> str:
+    """A name of so many letters at most, without its middle where it has more."""
+    if len(name) <= longest:
+        return name
+    half = longest // 2
+    return f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -972,9 +978,9 @@ def _short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def cell_name(row: BatchRow) -> str:
-    """What an opened cell is called: its person, where known, and its file."""
-    stem = PurePosixPath(row.name).stem
-    return f"{row.subject} / {stem}" if row.subject else stem
+    """What an opened cell is called: its person, where known, and its file; long names without their middle."""
+    stem = _cut(PurePosixPath(row.name).stem, LONGEST_FILE_NAME)
+    return f"{_person_name(row.subject)} / {stem}" if row.subject else stem
 
 
 def _cell(result: BatchResult, number: int, row: BatchRow, short_names: Mapping[str, str]) -> dict[str, Any]:
