@@ -252,6 +252,7 @@ def test_a_name_without_a_model_is_told_and_the_first_is_shown() -> None:
     html, card = evidence(models, list(names), "<b>nobody")
     assert "No model of that name here: &lt;b&gt;nobody. Below is densenet169-cnmc." in html
     assert "# leukoscope-densenet169-cnmc" in card
+    assert "For research only" not in card, "the line on top of the page says so"
     for known in ("", names[1]):
         assert "data-no-card" not in evidence(models, list(names), known)[0]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from leukoscope import LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import trained_on_fields_of_view
 from leukoscope.models.release import CARD_FILE, ReleaseInfo, read_release
 from leukoscope.reports import release_tables, text, trust
@@ -239,7 +239,7 @@ def _small_changes(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _figures_and_card(folder: Path | None) -> tuple[list[dict[str, str]], str]:
-    """The figures of a release's card, which travel within the page, and the card without its metadata."""
+    """The figures of a release's card, which travel within the page, and the card without metadata and notice."""
     if folder is None:
         return [], NO_CARD
     try:
@@ -254,7 +254,9 @@ def _figures_and_card(folder: Path | None) -> tuple[list[dict[str, str]], str]:
         # Only a file of the release itself: nothing of the page is fetched from elsewhere.
         if re.fullmatch(r"figures/[\w.-]+\.png", file) and path.is_file():
             figures.append({"title": title, "source": data_uri("image/png", Path(path).read_bytes())})
-    return figures, folded_card(card_text(card))
+    # The line on top of the page says so already.
+    without_notice = card_text(card).replace(f"**{RESEARCH_NOTICE}**", "")
+    return figures, folded_card(without_notice)
 
 
 def folded_card(markdown: str) -> str:
