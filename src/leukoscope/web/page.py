@@ -34,7 +34,7 @@ from leukoscope.web.export import csv_file, save_row, save_smear
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
 from leukoscope.web.views import STAGE_VIEWS, chosen_view, row_with_maps
-from leukoscope.web.visit import EXAMPLE_PEOPLE, EXAMPLE_SMEAR, Scene, Update, Visit, given_by
+from leukoscope.web.visit import EXAMPLE_PEOPLE, EXAMPLE_SMEAR, Scene, Update, Visit, given_by, readings_but
 from leukoscope.web.work_queue import Question, steps_of
 
 SESSION_SECONDS = 1800
@@ -245,16 +245,18 @@ class Page:
 
     def _cell_by_others(self, visit: Visit) -> Iterator[Update]:
         """What the other models say of a smear's cell, each once it has read the smear."""
+        opened = visit.scene.smear_cell
+        if opened is None:
+            return
+        smear, cell = opened
         for name in self._asked_next(visit):
             scene = visit.scene
-            smear = scene.smear
-            assert smear is not None and scene.cell is not None
             answer = scene.showing(Answer)
             readings = scene.smear_readings
             try:
                 reading = self._reading_of(visit, smear, name)
-                readings = (*_readings_but(name, readings), reading)
-                row = row_of(open_cell(reading, scene.cell).picture, self.models, name)
+                readings = (*readings_but(name, readings), reading)
+                row = row_of(open_cell(reading, cell).picture, self.models, name)
             except LeukoscopeError as error:
                 row = Row(answer.picture, name, error=str(error))
             answer = replace(answer, rows=(*answer.rows, row))
@@ -321,8 +323,9 @@ class Page:
         else:
             row = Row(scene.content.picture, "", error=STOPPED)
         name = row.picture.caption
-        if isinstance(scene.behind, Smear) and scene.cell is not None:
-            name = f"Cell {scene.cell + 1}"
+        if scene.smear_cell:
+            _, cell = scene.smear_cell
+            name = f"Cell {cell + 1}"
         name = _cell_of_batch(scene) or name
         return stage.cell_picture(
             row,
@@ -398,8 +401,10 @@ class Page:
 
     def _asked_next(self, visit: Visit) -> list[str]:
         """The other models that answer for the cell of a smear, unasked; of a smear of many cells, none."""
-        smear = visit.scene.smear
-        if smear is None or visit.scene.cell is None or len(smear.whole) > smear_page.MOST_BOXES_WITH_CLASS:
+        if visit.scene.smear_cell is None:
+            return []
+        smear, _ = visit.scene.smear_cell
+        if len(smear.whole) > smear_page.MOST_BOXES_WITH_CLASS:
             return []
         return self._smear_readers(visit)
 
@@ -759,7 +764,7 @@ class Page:
         if self._readers([name]):
             reading = self._reading_of(visit, smear, name)
             read = Scene(
-                reading, source=scene.source, smear_readings=_readings_but(name, (*scene.smear_readings, smear))
+                reading, source=scene.source, smear_readings=readings_but(name, (*scene.smear_readings, smear))
             )
             if scene.cell is not None:
                 cell = open_cell(reading, scene.cell)
@@ -846,11 +851,6 @@ class Page:
         yield from self.read_picture(visit, picture, source=f"real:{number}")
 
 
-def _readings_but(name: str, readings: Sequence[Smear]) -> tuple[Smear, ...]:
-    """The readings of a smear by other models than this one."""
-    return tuple(reading for reading in readings if reading.reading.model != name)
-
-
 def _cell_of_batch(scene: Scene) -> str:
     """What the cell that is opened from a batch is called; "" for any other picture."""
     if isinstance(scene.behind, BatchResult) and scene.cell is not None:
@@ -860,13 +860,15 @@ def _cell_of_batch(scene: Scene) -> str:
 
 def _measures_of_cell(scene: Scene) -> str:
     """The area of the cell that is opened from a smear, and its nucleus; "" for any other picture."""
-    if isinstance(scene.behind, Smear) and scene.cell is not None:
-        return smear_page.measures(scene.behind.reading.cells[scene.cell].cell)
-    return ""
+    if scene.smear_cell is None:
+        return ""
+    smear, cell = scene.smear_cell
+    return smear_page.measures(smear.reading.cells[cell].cell)
 
 
 def _next_cell(scene: Scene) -> int | None:
     """Number of the cell after the one that is opened from a smear; None for no other."""
-    if isinstance(scene.behind, Smear) and scene.cell is not None:
-        return smear_page.next_cell(scene.behind, scene.cell)
-    return None
+    if scene.smear_cell is None:
+        return None
+    smear, cell = scene.smear_cell
+    return smear_page.next_cell(smear, cell)

@@ -60,7 +60,7 @@ class Scene:
         """The same with the smear behind it as this model read it; as it is where that one has not read it."""
         for reading in self.smear_readings:
             if reading.reading.model == model and isinstance(self.behind, Smear):
-                others = tuple(other for other in self.smear_readings if other is not reading)
+                others = readings_but(model, self.smear_readings)
                 return replace(self, behind=reading, smear_readings=(*others, self.behind))
         return self
 
@@ -105,6 +105,13 @@ class Scene:
         return None
 
     @property
+    def smear_cell(self) -> tuple[Smear, int] | None:
+        """The smear and the number of its cell that is open; None for any other picture."""
+        if isinstance(self.behind, Smear) and self.cell is not None:
+            return self.behind, self.cell
+        return None
+
+    @property
     def whole(self) -> Content | None:
         """What was given: the smear or batch that is shown, or that a cell was opened from, or the answer's picture."""
         return self.behind or self.content
@@ -126,6 +133,11 @@ class Scene:
         if isinstance(self.behind, Smear) and self.cell is not None:
             return "smear"
         return "cells"
+
+
+def readings_but(model: str, readings: Sequence[Smear]) -> tuple[Smear, ...]:
+    """The readings of a smear by other models than this one."""
+    return tuple(reading for reading in readings if reading.reading.model != model)
 
 
 def given_by(scene: Scene) -> object:
