@@ -332,7 +332,7 @@ def _spaces(result: BatchResult, cells: Sequence[tuple[int, BatchRow]], rows: in
     refused = len(cells) - len(shares)
     return (
         Space(shares, WIDTH * AXIS_END, height, borders=_borders(result)),
-        Space([0.5] * refused, WIDTH * (1 - REFUSED_FROM), height, may_lie_off=0.5),
+        Space([(place + 0.5) / refused for place in range(refused)], WIDTH * (1 - REFUSED_FROM), height),
     )
 
 

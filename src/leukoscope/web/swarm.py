@@ -1,4 +1,4 @@
-"""Where the dots of a plot lie: each at its share along the row, and beside its neighbours instead of on them."""
+"""Where the dots of a plot lie: each in the column of its share, above and below those of like shares."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from itertools import pairwise
 
 RADII = (6.0, 5.0, 4.0, 3.0)
 """Pixels, the largest first: a plot has the largest with which its dots find places."""
-MAY_LIE_OFF = 0.04
-"""How far from its share a dot may lie, as a share of the row's width."""
 
 
 @dataclass(frozen=True)
@@ -22,21 +20,19 @@ class Space:
         shares: of each dot, 0–1.
         width, height: in pixels, of the narrowest window that the page is designed for; in a wider one the dots lie
             further apart.
-        may_lie_off: how far from its share a dot may lie, as a share of the width.
         borders: shares, ascending, on each side of which dots mean something else: every dot lies on its own side.
     """
 
     shares: Sequence[float]
     width: float
     height: float
-    may_lie_off: float = MAY_LIE_OFF
     borders: Sequence[float] = ()
 
 
 def common_radius(spaces: Sequence[Space]) -> float:
     """The largest radius with which the dots of all rows find places; the smallest one where they find none."""
     for radius in RADII:
-        if all(_columns(space, radius, _rows(space, radius)) is not None for space in spaces):
+        if all(_tallest(_columns(space, radius)) <= _rows(space, radius) for space in spaces):
             return radius
     return RADII[-1]
 
@@ -44,26 +40,21 @@ def common_radius(spaces: Sequence[Space]) -> float:
 def swarm(space: Space, radius: float) -> list[tuple[float, float]]:
     """The centre of each dot, x and y as shares of width and height.
 
-    Dots are stacked in columns as wide as a dot, from the middle of the row. Where a column is full, the next one takes
-    its dots, as far as they may lie off; where all those are full, dots overlap.
+    Columns are as wide as a dot; each is filled from the middle of the row. No dot is moved to another column: where
+    one has more dots than find place, they overlap.
     """
-    rows = _rows(space, radius)
-    columns = _columns(space, radius, rows)
-    while columns is None:
-        rows += 1 + rows // 4
-        columns = _columns(space, radius, rows)
-    stacks: dict[float, list[int]] = {}
-    for dot, column in enumerate(columns):
-        stacks.setdefault(column, []).append(dot)
+    columns = _columns(space, radius)
     step = _step(radius)
-    tallest = max(map(len, stacks.values()), default=1)
+    tallest = _tallest(columns)
     if tallest > 1:
         step = min(step, (space.height - 2 * radius) / (tallest - 1))
-    centres = [(0.0, 0.0)] * len(columns)
-    for x, dots in stacks.items():
-        for place, dot in enumerate(dots):
-            off_middle = (place - (len(dots) - 1) / 2) * step
-            centres[dot] = x, 0.5 + off_middle / space.height
+    heights = Counter(columns)
+    placed: Counter[float] = Counter()
+    centres = []
+    for x in columns:
+        off_middle = (placed[x] - (heights[x] - 1) / 2) * step
+        centres.append((x, 0.5 + off_middle / space.height))
+        placed[x] += 1
     return centres
 
 
@@ -77,6 +68,17 @@ def _rows(space: Space, radius: float) -> int:
     return max(1, int(space.height // _step(radius)))
 
 
+def _tallest(columns: Sequence[float]) -> int:
+    """How many dots the fullest column has."""
+    return max(Counter(columns).values(), default=0)
+
+
+def _columns(space: Space, radius: float) -> list[float]:
+    """The middle of each dot's column, the nearest one on its side of the borders, as a share of the width."""
+    parts = _parts(space, radius)
+    return [min(parts[bisect(space.borders, share)], key=lambda x: abs(x - share)) for share in space.shares]
+
+
 def _parts(space: Space, radius: float) -> list[list[float]]:
     """Of each part between borders, where its columns have their middle, as shares of the width."""
     parts = []
@@ -84,23 +86,3 @@ def _parts(space: Space, radius: float) -> list[list[float]]:
         count = max(1, int(space.width * (high - low) // _step(radius)))
         parts.append([low + (high - low) * (column + 0.5) / count for column in range(count)])
     return parts
-
-
-def _columns(space: Space, radius: float, rows: int) -> list[float] | None:
-    """The column of each dot: the nearest of its part with a place; None where one finds no place near enough."""
-    parts = _parts(space, radius)
-    reach = space.may_lie_off + _step(radius) / space.width
-    taken: Counter[float] = Counter()
-    columns = [0.0] * len(space.shares)
-    # From the ends to the middle: what is moved lies further from an end than it should, never nearer.
-    order = sorted(range(len(space.shares)), key=lambda dot: -abs(space.shares[dot] - 0.5))
-    for dot in order:
-        share = space.shares[dot]
-        part = parts[bisect(space.borders, share)]
-        near = sorted((abs(x - share), x) for x in part if abs(x - share) <= reach)
-        column = next((x for _, x in near if taken[x] < rows), None)
-        if column is None:
-            return None
-        taken[column] += 1
-        columns[dot] = column
-    return columns
