@@ -539,6 +539,25 @@ def test_a_batch_opens_its_cells_and_is_read_by_another_model(
     assert visit.scene.content is read and visit.scene.readings == (other,), "shown again, not read again"
 
 
+def test_the_cell_of_a_batch_leads_to_the_next_one_of_its_person_in_the_view_that_was_chosen(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    names = [f"p{subject}/{cell}.png" for subject in (1, 2) for cell in (1, 2, 3)]
+    visit = Visit()
+    picture = shown(page, page._on_upload([zipped(tmp_path, names)], visit))
+    second_grid = picture.split('<ul class="lk-grid">')[2].split("</ul>")[0]
+    listed = re.findall(r'data-act="cell:(\d+)"', second_grid)
+    assert sorted(listed) == ["3", "4", "5"]
+    text = shown(page, click(page, visit, f"cell:{listed[0]}"))
+    shown(page, click(page, visit, "view:covered"))
+    for following in (listed[1], listed[2], listed[0]):
+        assert re.findall(r'data-act="cell:(\d+)"', text) == [following] * 2, "on the stage and below the answer"
+        text = shown(page, click(page, visit, f"cell:{following}"))
+        assert (visit.scene.cell, visit.scene.view) == (int(following), "covered")
+    assert isinstance(visit.scene.behind, BatchResult) and ">← Cells</button>" in text
+
+
 def test_a_batch_that_another_model_begins_to_read_leads_back_when_it_is_stopped(
     page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -556,7 +575,7 @@ def test_a_batch_of_one_cell_opens_it(page: Page, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     visit = Visit()
     text = shown(page, page._on_upload([zipped(tmp_path, ["only.png"])], visit))
-    assert visit.scene.cell == 0 and ">← Cells</button>" in text
+    assert visit.scene.cell == 0 and ">← Cells</button>" in text and "Next cell" not in text
     shown(page, click(page, visit, "back"))
     assert isinstance(visit.scene.content, BatchResult)
 

@@ -178,8 +178,7 @@ def batch_picture(result: BatchResult) -> Markup:
         listed: list[dict[str, Any]] = []
         unread = 0
         if is_read:
-            least_sure_first = sorted(cells, key=lambda numbered: numbered[1].confidence)
-            listed = [_cell(result, number, row, short_names) for number, row in least_sure_first[:cells_a_row]]
+            listed = [_cell(result, number, row, short_names) for number, row in _least_sure_first(cells)[:cells_a_row]]
         elif subject is None:
             # As they come; what has not come has its place already.
             listed = [
@@ -237,6 +236,20 @@ def _order_text(result: BatchResult, is_read: bool) -> str:
 def _cells(result: BatchResult, subject: str | None) -> list[tuple[int, BatchRow]]:
     """Number and row of each cell of a subject, "" for those without; of all for None."""
     return [(number, row) for number, row in result.cells if subject is None or row.subject == subject]
+
+
+def _least_sure_first(cells: Sequence[tuple[int, BatchRow]]) -> list[tuple[int, BatchRow]]:
+    """Cells in the order in which they stand behind a row."""
+    return sorted(cells, key=lambda numbered: numbered[1].confidence)
+
+
+def next_cell(result: BatchResult, number: int) -> int | None:
+    """Number of the cell after this one in its person's list, after the last the first; None where there is no other."""
+    subject = result.rows[number].subject if result.subjects else None
+    listed = [other for other, row in _least_sure_first(_cells(result, subject)) if row.picture]
+    if number not in listed or len(listed) == 1:
+        return None
+    return listed[(listed.index(number) + 1) % len(listed)]
 
 
 def _row_name(result: BatchResult, subject: str | None) -> str:

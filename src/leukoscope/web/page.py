@@ -34,7 +34,7 @@ from leukoscope.web.export import csv_file, save_row, save_smear
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
 from leukoscope.web.views import STAGE_VIEWS, chosen_view, row_with_maps
-from leukoscope.web.visit import EXAMPLE_PEOPLE, EXAMPLE_SMEAR, Scene, Update, Visit, given_by, readings_but
+from leukoscope.web.visit import DELETED, EXAMPLE_PEOPLE, EXAMPLE_SMEAR, Scene, Update, Visit, given_by, readings_but
 from leukoscope.web.work_queue import Question, steps_of
 
 SESSION_SECONDS = 1800
@@ -686,16 +686,17 @@ class Page:
             scene = Scene(answer, opened=0, behind=whole, cell=number, source=source, view=visit.scene.view)
             yield Update(replace(scene, smear_readings=visit.scene.smear_readings))
             return
-        result = visit.scene.showing(BatchResult)
-        if number >= len(result.rows):
-            raise ConfigError(f"cell {number + 1}: this batch has {len(result.rows)} cells; open one of them")
-        row = result.rows[number]
+        if not isinstance(whole, BatchResult):
+            raise LeukoscopeError(DELETED)
+        if number >= len(whole.rows):
+            raise ConfigError(f"cell {number + 1}: this batch has {len(whole.rows)} cells; open one of them")
+        row = whole.rows[number]
         picture = Picture.opened(open_bytes(row.kept(), row.name, ground=None), row.name)
         # The model that read the batch says first what it said there.
-        names = dict.fromkeys([result.model, *self._names_for(visit, picture)])
+        names = dict.fromkeys([whole.model, *self._names_for(visit, picture)])
         answer = Answer(picture, waiting=tuple(names))
-        readings = visit.scene.readings
-        yield Update(Scene(answer, opened=0, behind=result, cell=number, source=source, readings=readings))
+        scene = Scene(answer, opened=0, behind=whole, cell=number, source=source, view=visit.scene.view)
+        yield Update(replace(scene, readings=visit.scene.readings))
 
     def go_back(self, visit: Visit) -> Iterator[Update]:
         """What a cell was opened from."""
@@ -735,7 +736,7 @@ class Page:
         """What the chosen view shows, once it is computed; the view that the row opens with where that fails."""
         scene = visit.scene
         view = STAGE_VIEWS.get(scene.view)
-        if scene.opened is None or scene.forms is not None or view is None or view.compute is None:
+        if not scene.model or scene.forms is not None or view is None or view.compute is None:
             return
         if not view.offered(scene.row):
             return
@@ -867,7 +868,9 @@ def _measures_of_cell(scene: Scene) -> str:
 
 
 def _next_cell(scene: Scene) -> int | None:
-    """Number of the cell after the one that is opened from a smear; None for no other."""
+    """Number of the cell after the one that is opened from a smear or a batch; None for no other."""
+    if isinstance(scene.behind, BatchResult) and scene.cell is not None:
+        return batch_page.next_cell(scene.behind, scene.cell)
     if scene.smear_cell is None:
         return None
     smear, cell = scene.smear_cell
