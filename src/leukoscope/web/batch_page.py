@@ -244,7 +244,7 @@ def _least_sure_first(cells: Sequence[tuple[int, BatchRow]]) -> list[tuple[int, 
 
 
 def next_cell(result: BatchResult, number: int) -> int | None:
-    """Number of the cell after this one in its person's list, after the last the first; None where there is no other."""
+    """Number of the cell after this one in its person's list, after the last the first; None for no other."""
     subject = result.rows[number].subject if result.subjects else None
     listed = [other for other, row in _least_sure_first(_cells(result, subject)) if row.picture]
     if number not in listed or len(listed) == 1:
