@@ -138,12 +138,20 @@ def test_a_link_opens_the_cell_of_the_synthetic_smear_by_the_model_that_is_chose
     visit.act("smear")
     page.locator("#picture button.lk-box").nth(2).click()
     visit.shows("Cell 3")
-    visit.act("read:leukoscope-efficientnet-b3-cnmc")
+    page.locator("#answer [data-of-model='leukoscope-efficientnet-b3-cnmc']").click()
     page.wait_for_url("**model=leukoscope-efficientnet-b3-cnmc**example=smear&cell=3")
-    page.locator("#answer [data-copy]").wait_for()
-    page.goto(page.url)
+    visit.act("view:turned")
+    page.locator("#picture [data-act='view:turned'][aria-pressed='true']").wait_for()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#answer [data-copy]").click()
+    page.locator("#answer [data-copy]", has_text="Link copied").wait_for()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == page.url + "&view=turned"
+    page.goto(link)
     visit.shows("Cell 3")
     page.locator("#answer [data-copy]").wait_for()  # "Reading Cell 3 …" names no model
+    page.locator("#picture [data-act='view:turned'][aria-pressed='true']").wait_for()
+    assert "view=" not in page.url, "it names what is opened, until another view is chosen"
     assert page.locator("#answer .lk-model").inner_text().startswith("efficientnet-b3-cnmc")
     visit.act("example:2")
     page.wait_for_url("**example=2")

@@ -25,7 +25,7 @@ from leukoscope.data.registry import EMPTY_SLIDE_RGB
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, Decision, HeatMap, Reason
 from leukoscope.inference.smear import CLASS_COLOURS, TRANSPARENT
 from leukoscope.reports import trust
-from leukoscope.reports.text import MAP_CAVEAT, MAP_CAVEATS
+from leukoscope.reports.text import MAP_CAVEAT, MAP_CAVEATS, percent
 from leukoscope.reports.trust import trust_rows
 from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEAR_PITCH, EXAMPLE_SMEARS, draw_cell
 from leukoscope.web import drawing, stage
@@ -216,6 +216,18 @@ def test_another_model_that_is_not_sure_has_its_bar_in_grey(cell: Row) -> None:
     line = stage.model_line(unsure)
     assert line["words"] == f"Not sure, {unsure.called()}" and line["share"]
     assert [colour for _, colour in line["bar"]] == ["var(--lk-none)"]
+
+
+def test_a_scale_bar_says_how_large_a_cell_is(cell: Row) -> None:
+    """All cells on black fill the stage alike."""
+    pixel = f'data-share="{1 / cell.picture.image.width:.6f}" data-unit="px"'
+    assert pixel in stage.cell_picture(cell, view="cell", forms=None)
+    assert "lk-scale-bar" not in stage.cell_picture(cell, view="map", forms=None), "its place has the map's scale"
+    of_smear = replace(cell, picture=replace(cell.picture, field_share=1.0))
+    micrometre = f'data-share="{1 / 0.06 / cell.picture.image.width:.6f}" data-unit="µm"'
+    assert micrometre in stage.cell_picture(of_smear, view="cell", forms=None)
+    photograph = Row(Picture.opened(Image.new("RGB", (640, 480), "white"), "photo.png"), "a")
+    assert "lk-scale-bar" not in stage.cell_picture(photograph, forms=None)
 
 
 def test_a_long_name_keeps_both_its_ends_on_a_tile() -> None:
@@ -578,14 +590,14 @@ def test_a_saved_cell_without_a_class_has_dots_as_grey_as_its_bar_and_its_limit_
     unsure = ask(example(6), models, "cnmc")
     # An orientation in which it is sure has the colour of its class.
     unsure = replace(unsure, prediction=replace(unsure.known, views=8 * (unsure.known.probabilities,)))
-    limit = stage.limit_on_bar(unsure)
-    assert limit is not None and (round(limit.at), limit.words) == (72, "72\u00a0%")
-    assert stage.labels_on_bar(unsure) == ["HEM", "ALL"], "from the left to the limit"
+    limit = stage.missed_limit(unsure)
+    assert limit is not None and percent(limit) == "72\u00a0%"
     assert stage.model_line(unsure)["limit"] == limit
-    assert limit.words in unescape(stage.cell_answer(Answer(unsure.picture, (unsure,)), 0))
+    answer = unescape(stage.cell_answer(Answer(unsure.picture, (unsure,)), 0))
+    assert f"--limit:{100 * limit:.1f}%" in answer and "<span>not sure</span>" in answer
     monkeypatch.setattr(trust, "trust_rows", lambda _metrics: ())  # their meters have the colours of the classes
     below_the_stage = np.asarray(row_image(unsure, "HEM"))[650:]
-    assert limit.words in written, "the picture says what the page says"
+    assert "not sure" in written, "the picture says what the page says"
     shares = {"ALL": 0.2828, "HEM": 0.7172}
     near = replace(unsure, prediction=replace(unsure.known, probabilities=shares, decision=Decision(ABSTAIN, (
         Reason("low_confidence", 0.7172, unsure.thresholds.abstain_below),

@@ -365,6 +365,9 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     list(click(page, visit, "view:turned"))
     next_text = shown(page, click(page, visit, "cell:2"))
     assert ">Cell 3</span>" in next_text and "lk-shows-turned" in next_text and on_stage(visit)[1] is read
+    list(click(page, visit, "view:covered"))
+    next_text = shown(page, click(page, visit, "cell:3"))
+    assert ">Cell 4</span>" in next_text and visit.scene.forms and FAILED not in next_text
     shown(page, click(page, visit, "back"))
     assert on_stage(visit) == (read, None)
     shown(page, click(page, visit, "read:other"))
@@ -894,6 +897,19 @@ def test_an_address_opens_a_cell_of_the_synthetic_smear(page: Page) -> None:
         assert isinstance(visit.scene.content, Smear) and visit.scene.model == "one"
     text, visit = opened(page, {"example": "smear", "cell": "9"})
     assert "cell 9: Synthetic smear has 5 white cells; open one of them" in text
+    assert isinstance(visit.scene.content, Smear)
+
+
+@pytest.mark.parametrize("example", [{"example": "3"}, {"example": "smear", "cell": "2"}])
+def test_an_address_opens_the_view_that_it_names(page: Page, example: dict[str, str]) -> None:
+    text, visit = opened(page, {**example, "view": "covered"})
+    assert visit.scene.view == "covered" and visit.scene.forms
+    assert re.search(r'data-act="view:covered"[^>]* aria-pressed="true"', text)
+    assert opened(page, {**example, "view": "/etc"})[1].scene.view == ""
+
+
+def test_an_address_of_a_whole_smear_has_no_view(page: Page) -> None:
+    _, visit = opened(page, {"example": "smear", "view": "map"})
     assert isinstance(visit.scene.content, Smear)
 
 

@@ -190,6 +190,11 @@ def test_a_model_of_whole_fields_is_sent_to_the_other_tab_not_to_the_command_lin
         assert "leukoscope predict" not in text and "leukoscope smear" not in text
 
 
+def test_a_smear_has_a_scale_bar(result: Smear) -> None:
+    width = result.picture.image.width
+    assert f'data-share="{1 / 0.12 / width:.6f}" data-unit="µm"' in smear_picture(result)
+
+
 def test_on_a_phone_the_synthetic_smear_leads_to_the_next_tile(result: Smear) -> None:
     assert 'data-tile="people"' in smear_picture(result)
     own = replace(result, picture=replace(result.picture, caption="mine.png"))

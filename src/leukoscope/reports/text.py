@@ -46,7 +46,7 @@ NO_CELL_VERDICT = "No class: no cell cut out on black"
 NOTHING_FOUND = "No white blood cell found"
 FOREIGN_SENTENCE = (
     "Its {part} is unlike that of the training cells. The whole picture's distance from them is {times} times the "
-    "limit; 98 of 100 cells of their kind stay below it. Another stain, microscope or kind of cell does that."
+    "limit; 98 of 100 cells of their kind stay below it. This happens with another stain, microscope or kind of cell."
 )
 # From this probability on, the text says "Looks like" rather than "Probably".
 FIRM = 0.9

@@ -27,7 +27,7 @@ element.addEventListener('click', (event) => {
   if (event.target.closest('[data-give-again]')) window.lkGiveAgain()
   const copy = event.target.closest('[data-copy]')
   if (copy) {
-    navigator.clipboard?.writeText(location.href).then(() => {
+    navigator.clipboard?.writeText(linkToWhatIsShown()).then(() => {
       copy.textContent = 'Link copied'
     })
   }
@@ -36,6 +36,13 @@ element.addEventListener('click', (event) => {
     sayBrightness()
   }
 })
+// The address of what is shown, in the view that is shown; the page's own address names no view.
+const linkToWhatIsShown = () => {
+  const link = new URL(location)
+  const pressed = document.querySelector('#picture .lk-view-button[aria-pressed="true"]')
+  if (pressed) link.searchParams.set('view', pressed.dataset.act.replace('view:', ''))
+  return String(link)
+}
 // What was chosen for one cell holds for the next.
 const sayBrightness = () => {
   const button = element.querySelector('[data-brighter]')

@@ -80,7 +80,7 @@ class Page:
         return stage.cell_picture(Row(first, ""), forms=None), waiting("The models are loading; the answer follows.")
 
     def open_on_load(self, demo: gr.Blocks) -> None:
-        """Answer a synthetic cell for whoever opens the page: its address names model and example.
+        """Answer a synthetic cell for whoever opens the page: its address names model, example and view.
 
         A page that is loaded anew because the server was away keeps what it showed.
         """
@@ -102,17 +102,24 @@ class Page:
             index = None
             if cell.isdecimal() and int(cell[:6]) > 0:
                 index = int(cell[:6]) - 1
+            view = request.query_params.get("view") or ""
+
+            def in_view(opened: Iterator[Update]) -> Iterator[Update]:
+                yield from opened
+                if view in STAGE_VIEWS and isinstance(visit.scene.content, Answer):
+                    yield Update(replace(visit.scene, view=view))
+
             if number == EXAMPLE_SMEAR:
-                yield from self._draw(visit, lambda: self.open_smear(visit, index, model), new_input="a smear")
+                yield from self._draw(visit, lambda: in_view(self.open_smear(visit, index, model)), new_input="a smear")
                 return
             if number == EXAMPLE_PEOPLE:
                 people = self._new_input_of(Act("people"))
-                yield from self._draw(visit, lambda: self.open_people(visit, index, model), new_input=people)
+                yield from self._draw(visit, lambda: in_view(self.open_people(visit, index, model)), new_input=people)
                 return
             first = 1
             if number.isdecimal() and len(number) < 7:
                 first = int(number)
-            yield from self._draw(visit, lambda: self.open_example(visit, first, model))
+            yield from self._draw(visit, lambda: in_view(self.open_example(visit, first, model)))
 
         was_lost = "() => [sessionStorage.lkLost ? '1' : '', null]"
         quiet = {**PAGE_EVENT, "show_progress": "hidden"}

@@ -20,7 +20,7 @@ from leukoscope.reports import text, trust
 from leukoscope.web import smear_page
 from leukoscope.web.answer import Row
 from leukoscope.web.smear import Smear, scale_text
-from leukoscope.web.stage import ABOUT_MAPS, Limit, facts, labels_on_bar, limit_on_bar
+from leukoscope.web.stage import ABOUT_MAPS, facts, missed_limit
 from leukoscope.web.views import FINER_MAP, closer, enlarged
 
 # The page's light colours, and its sizes doubled, in pixels.
@@ -66,7 +66,7 @@ def row_image(row: Row, label: str, *, with_map: bool = True) -> Image.Image:
     sheet.text(text.short_name(row.model), QUIET)
     sheet.verdict(row.verdict(), _colour(row.called(), labels) if decided.has_class else NO_CLASS)
     sheet.note(row.caveats())
-    limit = limit_on_bar(row)
+    limit = missed_limit(row)
     if decided.has_class or limit is not None:
         sheet.shares(row, limit)
     if row.orientations:
@@ -281,21 +281,19 @@ class _Sheet:
             self.top += LINE
         self.top += 10 + GAP / 2
 
-    def shares(self, row: Row, limit: Limit | None) -> None:
+    def shares(self, row: Row, limit: float | None) -> None:
         """One bar of all classes, and each with its probability below it.
 
-        Of a cell that gets none, in grey, with the limit from which on there is one.
+        Of a cell that gets none, in grey, with a bracket over where its colours meet as long as neither class reaches
+        the limit.
         """
-        labels = labels_on_bar(row)
-        colours = {label: _colour(label, list(row.known.probabilities)) for label in labels}
+        labels = list(row.known.probabilities)
+        colours = {label: _colour(label, labels) for label in labels}
         if limit is not None:
             colours = dict.fromkeys(labels, RULE) | {row.known.most_probable: NO_CLASS}
-            self.limit_words(limit)
+            self.bracket(limit)
         box = (MARGIN, self.top, SHEET_WIDTH - MARGIN, self.top + BAR)
         self.bar(box, [(row.known.probabilities[label], colours[label]) for label in labels])
-        if limit is not None:
-            at = _on_bar(limit)
-            self.pen.line((at, self.top - 8, at, self.top + BAR + 8), INK, 4)
         self.top += BAR + 10
         places = len(labels)
         percentages = text.percentages(row.known.probabilities, row.known.decision)
@@ -311,10 +309,15 @@ class _Sheet:
             self.pen.text((at + 20, middle), words, INK, _font(TEXT), anchor="lm")
         self.top += LINE + GAP / 2
 
-    def limit_words(self, limit: Limit) -> None:
-        """A limit above its line."""
-        self.pen.text((_on_bar(limit), self.top), limit.words, QUIET, _font(TEXT), anchor="ma")
-        self.top += LINE + 8
+    def bracket(self, limit: float) -> None:
+        """The part of the bar below it in which its two colours meet where the model is not sure, in words."""
+        length = SHEET_WIDTH - 2 * MARGIN
+        left = MARGIN + (1 - limit) * length
+        right = MARGIN + limit * length
+        self.pen.text(((left + right) / 2, self.top), "not sure", QUIET, _font(TEXT), anchor="ma")
+        self.top += LINE
+        self.pen.line([(left, self.top + 10), (left, self.top), (right, self.top), (right, self.top + 10)], QUIET, 4)
+        self.top += 14
 
     def counts(self, smear: Smear) -> None:
         """One bar of all whole cells, and below it how many have each outcome."""
@@ -392,11 +395,6 @@ class _Sheet:
         middle = self.top + LINE
         self.pen.text((SHEET_WIDTH / 2, middle), RESEARCH_NOTICE, WARNING, _font(TEXT, bold=True), anchor="mm")
         return self.image.crop((0, 0, SHEET_WIDTH, round(self.top + 2 * LINE)))
-
-
-def _on_bar(limit: Limit) -> float:
-    """Where a limit lies on the bar of two shares, in pixels."""
-    return MARGIN + limit.at / 100 * (SHEET_WIDTH - 2 * MARGIN)
 
 
 def _wrapped(sentence: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:

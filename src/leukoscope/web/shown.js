@@ -28,8 +28,11 @@ window.lkAddress = (change = location.search ? 'pushState' : 'replaceState') => 
     if (value) to.searchParams.set(name, value)
     else to.searchParams.delete(name)
   }
+  // The view that a link named is opened; the page's own address names none.
+  const namesView = to.searchParams.has('view')
+  to.searchParams.delete('view')
   const isSame = cell === (history.state?.cell ?? '') && given === (history.state?.given ?? '')
-  if (String(to) !== String(location) || !isSame) history[awaited ? 'replaceState' : change]({cell, given}, '', to)
+  if (String(to) !== String(location) || !isSame) history[awaited || namesView ? 'replaceState' : change]({cell, given}, '', to)
   awaited = null
 }
 // The lines on top and at the end of the page speak of the classes of the model whose answer is shown.

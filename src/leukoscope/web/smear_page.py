@@ -153,6 +153,7 @@ def smear_picture(smear: Smear) -> Markup:
         ratio=width / height,
         scale=scale_text(smear),
         um_per_pixel=um_per_pixel,
+        scale_bar=(1 / scale.um_per_pixel / width, "µm") if scale else None,
         next_tile="people" if smear.picture is example_smear() else next_tile(smear.picture),
     )
 
@@ -264,10 +265,10 @@ def caveats(smear: Smear) -> list[str]:
     if smear.is_foreign and doubts:
         sentences.append(_foreign_text(smear))
     elif smear.is_foreign:
-        causes = "Another stain, microscope or kind of cell"
+        causes = "another stain, microscope or kind of cell"
         if smear.picture.scale_set:
-            causes = "A wrong scale, or another stain, microscope or kind of cell,"
-        sentences.append(f"{_foreign_text(smear)} {causes} does that.")
+            causes = f"a wrong scale, or with {causes}"
+        sentences.append(f"{_foreign_text(smear)} This happens with {causes}.")
     if smear.metrics and not smear.metrics.get("calibration"):
         sentences.append("This model has no calibration: its percentages are not how often it is right.")
     return sentences

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw
 
 from leukoscope.inference.prediction import ABSTAIN
 from leukoscope.reports import text, trust
-from leukoscope.reports.text import percent
 from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEARS
 from leukoscope.web import views
 from leukoscope.web.answer import Answer, Picture, Row, example
@@ -248,7 +247,7 @@ def model_line(row: Row, opened: Row | None = None) -> dict[str, Any]:
         "model": row.model,
         "words": words,
         "bar": [(row.known.probabilities[called], bar_colour)],
-        "limit": limit_on_bar(row),
+        "limit": missed_limit(row),
         "share": text.percentages(row.known.probabilities, row.known.decision)[called],
     }
 
@@ -271,8 +270,8 @@ def _opened(row: Row) -> dict[str, Any]:
         "colour": colour(row.known.outcome, labels),
         "caveats": row.caveats(),
         "help": row.help_text(),
-        "limit": limit_on_bar(row),
-        "shares": [(label, row.known.probabilities[label], _colour_on_bar(row, label)) for label in labels_on_bar(row)],
+        "limit": missed_limit(row),
+        "shares": [(label, share, _colour_on_bar(row, label)) for label, share in row.known.probabilities.items()],
         "percentages": text.percentages(row.known.probabilities, row.known.decision),
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(decision.outcome, labels) for decision in row.orientations],
@@ -315,33 +314,17 @@ def facts(row: Row, label: str) -> dict[str, str]:
 
 def _colour_on_bar(row: Row, label: str) -> str:
     """The colour of a class, of a cell that gets none in grey: the more probable class darker."""
-    if limit_on_bar(row) is None:
+    if missed_limit(row) is None:
         return class_colour(row, label)
     return "var(--lk-none)" if label == row.known.most_probable else "var(--lk-line)"
 
 
-@dataclass(frozen=True)
-class Limit:
-    """From which probability on there is a verdict: on the bar, 0–100, and as written."""
-
-    at: float
-    words: str
-
-
-def limit_on_bar(row: Row) -> Limit | None:
-    """The limit that a cell which is "not sure" missed; None for any other."""
+def missed_limit(row: Row) -> float | None:
+    """The probability, 0–1, that neither of two classes reached where the model is "not sure"; None for any other."""
     limit = row.thresholds.abstain_below
     if limit is None or row.known.outcome != ABSTAIN or len(row.known.probabilities) != 2:
         return None
-    return Limit(100 * limit, percent(limit, text.digits_of_limit(limit)))
-
-
-def labels_on_bar(row: Row) -> list[str]:
-    """A row's classes in the order of the bar; where a limit is marked, the one that missed it comes first."""
-    labels = list(row.known.probabilities)
-    if limit_on_bar(row) is not None:
-        labels.sort(key=row.known.probabilities.__getitem__, reverse=True)
-    return labels
+    return limit
 
 
 def _distance_bars(distances: Mapping[str, float]) -> list[dict[str, Any]]:

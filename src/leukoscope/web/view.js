@@ -42,8 +42,20 @@ const draw = () => {
   place().style.touchAction = view.zoom > view.least ? 'none' : 'pan-y'
   const frame = place().querySelector('.lk-frame')
   if (frame) place().toggleAttribute('data-frame-beyond', isBeyondStage(frame))
+  drawScaleBar()
   handle()?.setAttribute('aria-valuenow', Math.round(view.at))
   handle()?.setAttribute('aria-valuetext', `${Math.round(view.at)} % cell, ${Math.round(100 - view.at)} % map`)
+}
+// The longest of these that is no longer than the bar may be.
+const LONGEST_BAR = 180
+const BARS = [100, 50, 20, 10, 5, 2, 1]
+const drawScaleBar = () => {
+  const bar = element.querySelector('.lk-scale-bar')
+  if (!bar) return
+  const unit = Number(bar.dataset.share) * both().offsetWidth * view.zoom
+  const number = BARS.find((count) => count * unit <= LONGEST_BAR) ?? 1
+  bar.textContent = `${number} ${bar.dataset.unit}`
+  bar.style.width = `${number * unit}px`
 }
 const zoom = (factor) => {
   view.zoom = within(view.zoom * factor, view.least, MOST)
@@ -204,6 +216,7 @@ new MutationObserver((changes) => {
 }).observe(element, {childList: true, subtree: true})
 addEventListener('lkgiven', showFirstRows)
 addEventListener('resize', () => {
+  if (place()) drawScaleBar()
   offerAllRows()
   for (const row of element.querySelectorAll('.lk-subject[open]:has(h3)')) showCells(row)
 })

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from leukoscope.data.images import foreground
+from leukoscope.data.images import CUT_OUT_PITCH, foreground
 from leukoscope.inference.prediction import REFUSED, Decision
 from leukoscope.reports import trust
 from leukoscope.reports.text import ORIENTATION_NAMES, changes_text, outcome_text, percentages
@@ -120,11 +120,24 @@ def _zoomable(row: Row, label: str, rows: Sequence[Row] = ()) -> Markup:
         frame=frame if max(frame.values()) > 0.01 else None,
         label=label,
         labels=list(row.maps),
+        scale_bar=_scale_bar(row.picture),
         awaits_map=bool(label) and row.pending,
         passed=trust.maps_passed(row.metrics),
         with_maps=row_with_maps(row, rows),
         rows=rows,
     )
+
+
+def _scale_bar(picture: Picture) -> tuple[float, str] | None:
+    """What share of a picture's width one unit has, and which unit: µm where its scale is known, of a cell else px."""
+    width = picture.image.width
+    if picture.field_share is not None:  # cut out of a smear
+        return 1 / CUT_OUT_PITCH / width, "µm"
+    if picture.um_per_pixel:
+        return 1 / picture.um_per_pixel / width, "µm"
+    if picture.on_black:
+        return 1 / width, "px"
+    return None
 
 
 def enlarged(picture: Picture, fills: float = FILLS) -> float:
