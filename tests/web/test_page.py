@@ -39,7 +39,7 @@ from leukoscope.web.page import BROKEN, FAILED, STOPPED, Page
 from leukoscope.web.smear import Smear, example_smear, read_smear
 from leukoscope.web.upload import OWN_FOLDER
 from leukoscope.web.views import STAGE_VIEWS
-from leukoscope.web.visit import DELETED, RECENT_BYTES, RECENT_TILES, Scene, Visit
+from leukoscope.web.visit import RECENT_BYTES, RECENT_TILES, RESULT_DELETED, Scene, Visit
 from leukoscope.web.work_queue import Question, WorkQueue
 from zips import cell_png, pack, upload_folder
 
@@ -239,7 +239,7 @@ def test_what_no_button_of_ours_says_changes_nothing(page: Page, act: str) -> No
 
 def test_what_was_forgotten_is_to_be_given_again(page: Page) -> None:
     for act in ["row:0", "view:turned", "view:covered", "label:ALL", "cell:0", "pitch:0.1", "save:png", "read:one"]:
-        assert DELETED in shown(page, click(page, Visit(), act)), act
+        assert RESULT_DELETED in shown(page, click(page, Visit(), act)), act
 
 
 def test_an_error_behind_a_click_is_shown_and_logged_once_with_its_traceback(

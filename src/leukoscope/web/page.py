@@ -34,7 +34,16 @@ from leukoscope.web.export import csv_file, save_row, save_smear
 from leukoscope.web.model_cache import NO_MODEL, ModelCache
 from leukoscope.web.smear import Smear, example_smear, open_cell, read_smear
 from leukoscope.web.views import STAGE_VIEWS, chosen_view, row_with_maps
-from leukoscope.web.visit import DELETED, EXAMPLE_PEOPLE, EXAMPLE_SMEAR, Scene, Update, Visit, given_by, readings_but
+from leukoscope.web.visit import (
+    EXAMPLE_PEOPLE,
+    EXAMPLE_SMEAR,
+    RESULT_DELETED,
+    Scene,
+    Update,
+    Visit,
+    given_by,
+    readings_but,
+)
 from leukoscope.web.work_queue import Question, steps_of
 
 SESSION_SECONDS = 1800
@@ -694,7 +703,7 @@ class Page:
             yield Update(replace(scene, smear_readings=visit.scene.smear_readings))
             return
         if not isinstance(whole, BatchResult):
-            raise LeukoscopeError(DELETED)
+            raise LeukoscopeError(RESULT_DELETED)
         if number >= len(whole.rows):
             raise ConfigError(f"cell {number + 1}: this batch has {len(whole.rows)} cells; open one of them")
         row = whole.rows[number]

@@ -18,7 +18,7 @@ from leukoscope.web.smear import Smear
 # those of the largest cell.
 RECENT_TILES = 8
 RECENT_BYTES = MAX_KEPT + 3 * upload.CELL_LIMIT.pixels
-DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
+RESULT_DELETED = "A result is deleted after half an hour, or when the server starts anew. Give the picture again."
 # Sources of what has a tile of its own.
 EXAMPLE_SMEAR = "smear"
 EXAMPLE_PEOPLE = "people"
@@ -67,7 +67,7 @@ class Scene:
     def showing(self, kind: type[_T]) -> _T:
         """The content; an error where it is not of this kind any more."""
         if not isinstance(self.content, kind):
-            raise LeukoscopeError(DELETED)
+            raise LeukoscopeError(RESULT_DELETED)
         return self.content
 
     @property
@@ -75,7 +75,7 @@ class Scene:
         """The open row; an error where nothing is open any more."""
         rows = self.showing(Answer).rows
         if self.opened is None or self.opened >= len(rows):
-            raise LeukoscopeError(DELETED)
+            raise LeukoscopeError(RESULT_DELETED)
         return rows[self.opened]
 
     @property
