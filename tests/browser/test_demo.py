@@ -686,7 +686,7 @@ def test_on_a_phone_the_next_example_is_one_press_away_on_the_stage(visits: Call
     visit = visits(**PHONE)
     visit.act("example:5")
     visit.page.wait_for_url("**example=5")
-    for example, tile in (("6", "example:6"), ("smear", "smear"), ("people", "people")):
+    for example, tile in (("6", "example:6"), ("smear", "smear"), ("people", "people"), ("1", "example:1")):
         visit.page.locator("#picture .lk-next").click()
         visit.page.wait_for_url(f"**example={example}")
         assert visit.page.locator(f'#tiles [data-act="{tile}"]').get_attribute("aria-pressed") == "true"

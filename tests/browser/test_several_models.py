@@ -220,6 +220,10 @@ def test_on_a_phone_the_dots_of_two_people_are_in_sight(visits: Callable[..., An
     second = visit.page.locator("#picture .lk-subject").last.bounding_box()
     assert second["y"] + second["height"] <= stage["y"] + stage["height"] + 1, "not behind a button"
     assert not visit.page.locator(".lk-all-rows").is_visible()
+    caption = visit.page.locator("#picture .lk-axis-caption").bounding_box()
+    for button in ("yours", "next"):
+        box = visit.page.locator(f"#picture .lk-{button}").bounding_box()
+        assert box["height"] >= 44 and box["y"] + box["height"] <= caption["y"] + caption["height"], "over no row"
     overlap = """(circles) => circles.some((one, at) => circles.slice(at + 1).some((other) => {
       const [a, b] = [one.getBoundingClientRect(), other.getBoundingClientRect()]
       return Math.hypot(a.x - b.x, a.y - b.y) < a.width - 2.5

@@ -86,7 +86,7 @@ _END_OF_WORD = re.compile(r"(?<=[_\- .])")
 # Pixels of all rows together, where that leaves each its least height: in a wide window, and on a phone, where a line
 # with name and answer stands above each person's dots.
 ALL_ROWS = 400
-ALL_ROWS_NARROW = 302
+ALL_ROWS_NARROW = 254
 NAME_LINE = 28
 
 
