@@ -39,6 +39,9 @@ def release(
             "earlier_weights": earlier,
             "balanced_accuracy_by_subject": estimate,
         }
+        for label, distance in zip(labels, (0.1, -0.1, 0, 0), strict=False):
+            recall = {"value": share + distance, "low": share + distance, "high": share + distance}
+            metrics["further_subjects"][f"recall_{label}_by_subject"] = recall
     return metrics
 
 
@@ -49,9 +52,14 @@ def without_people() -> dict[str, Any]:
     return metrics
 
 
-WHOSE = "Of 34 further people’s cells of both classes,"
+WHOSE = "Of 34 further people’s cells,"
 BEST = f"{WHOSE} the best model recognised"
 EARLIER = "Earlier weights: {} measured on them after an earlier training, not with the weights that answer here."
+
+
+def shares(blasts: int, normal: int) -> str:
+    """How a claim ends."""
+    return f"{blasts} of 100 blasts and {normal} of 100 normal cells; guessing gives 50 of each."
 
 
 @pytest.mark.parametrize(
@@ -62,27 +70,28 @@ EARLIER = "Earlier weights: {} measured on them after an earlier training, not w
          ["No model here was measured on people that did not train it.", "How it does on them is not known."]),
         ({"a": release(), "b": without_people()},
          ["No model here was measured on further people, only in its own test."]),
-        ({"a": release(0.7)}, [f"{WHOSE} a recognised 70 of 100 (95 %: 68–72); guessing gives 50."]),
+        ({"a": release(0.7)}, [f"{WHOSE} a recognised {shares(80, 60)}"]),
         ({"a": release(0.7, half=None, earlier=True)},
-         [f"{WHOSE} a (earlier weights) recognised 70 of 100; guessing gives 50.", EARLIER.format("a was")]),
+         [f"{WHOSE} a (earlier weights) recognised {shares(80, 60)}", EARLIER.format("a was")]),
         ({"a": release(0.7), "b": release(0.8)},
-         [f"{BEST} 80 of 100 (95 %: 78–82); guessing gives 50.", "b is the best one, clearly better than a."]),
+         [f"{BEST} {shares(90, 70)}", "b is the best one, clearly better than a."]),
         ({"a": release(0.7), "b": release(0.72, earlier=True)},
-         [f"{BEST} 72 of 100 (95 %: 70–74); guessing gives 50.",
+         [f"{BEST} {shares(82, 62)}",
           "b (earlier weights) is the best one, but not clearly better than a.",
           EARLIER.format("b was")]),
         ({"a": release(0.7, earlier=True), "b": release(0.72, earlier=True), "c": release(0.5)},
-         [f"{BEST} 72 of 100 (95 %: 70–74); guessing gives 50.",
+         [f"{BEST} {shares(82, 62)}",
           "b (earlier weights) is the best one, but not clearly better than a.",
           EARLIER.format("a and b were")]),
         ({"a": release(0.7, half=None), "b": release(0.9)},
-         [f"{BEST} 90 of 100 (95 %: 88–92); guessing gives 50.", "b is the best one, but not clearly better than a."]),
+         [f"{BEST} {shares(100, 80)}", "b is the best one, but not clearly better than a."]),
         ({"a": release(0.7), "b": release(0.7), "c": release()},
-         [f"{BEST} 70 of 100 (95 %: 68–72); guessing gives 50.", "a is the best one; b recognised as many."]),
+         [f"{BEST} {shares(80, 60)}", "a is the best one; b recognised as many."]),
         ({"a": release(0.7), "b": release(0.5), "c": release(0.6), "d": release(), "e": release()},
-         [f"{BEST} 70 of 100 (95 %: 68–72); guessing gives 50.", "a is the best one, clearly better than c and b."]),
+         [f"{BEST} {shares(80, 60)}", "a is the best one, clearly better than c and b."]),
         ({"a": release(0.7, labels=("Benign", "Early", "Pre", "Pro"))},
-         ["Of 34 further people’s cells of all classes, a recognised 70 of 100 (95 %: 68–72); guessing gives 25."]),
+         [f"{WHOSE} a recognised 80 of 100 Benign cells, 60 of 100 Early cells, 70 of 100 Pre cells and "
+          "70 of 100 Pro cells; guessing gives 25 of each."]),
         ({"a": release(0.7), "b": release(0.8, data="other people")},
          ["The models were not checked alike on further people.", "Their figures cannot be compared."]),
         ({"a": release(0.7), "b": release(0.8, labels=("Benign", "Early", "Pre", "Pro"))},
@@ -121,8 +130,13 @@ def test_whether_size_alone_is_beaten(sizes: tuple[float | None, ...], said: str
 def test_an_older_check_that_counts_by_cell_is_not_compared_with_one_that_counts_by_person() -> None:
     older = release(0.7)
     del older["further_subjects"]["balanced_accuracy_by_subject"]
-    older["further_subjects"] |= {"recall_ALL": {"value": 0.9}, "recall_HEM": {"value": 0.4}}
-    assert conclusion({"a": older}) == [f"{WHOSE} a recognised 65 of 100; guessing gives 50."]
+    older["further_subjects"] |= {
+        "recall_ALL": {"value": 0.9, "low": 0.8, "high": 1.0}, "recall_HEM": {"value": 0.4, "low": 0.3, "high": 0.5},
+    }  # fmt: skip
+    for label in ("ALL", "HEM"):
+        del older["further_subjects"][f"recall_{label}_by_subject"]
+    said = f"{WHOSE} a recognised 90 of 100 blasts and 40 of 100 normal cells; guessing gives 50 of each."
+    assert conclusion({"a": older}) == [said]
     assert "cannot be compared" in " ".join(conclusion({"a": older, "b": release(0.8)}))
 
 
@@ -132,7 +146,7 @@ def test_how_far_the_further_people_are_unseen_stands_below_the_claim_once_for_e
     releases = {name: release(share) for name, share in (("a", 0.7), ("b", 0.72), ("c", None))}
     for name in "ab":
         releases[name]["further_subjects"]["estimates"] = chosen
-    assert conclusion(releases)[2] == chosen.replace("subjects", "people")
+    assert conclusion(releases)[1] == chosen.replace("subjects", "people")
     assert " ".join(conclusion(releases)).count("in view") == 1
     releases["b"]["further_subjects"] |= {"estimates": "30 other subjects.", "subjects": 30}
     assert conclusion(releases)[2:] == [chosen.replace("subjects", "people"), "30 other people."], "not checked alike"
@@ -144,7 +158,7 @@ def test_the_longest_conclusion_has_four_lines_of_short_sentences_below_its_clai
     releases = {str(n): metrics for n, metrics in enumerate([*measured, release(size_alone=0.9), release()])}
     measured[0]["further_subjects"]["estimates"] = "34 further subjects: no weights were trained on them."
     claim, *lines = conclusion(releases)
-    assert len(lines) == 4 and "the best model" in claim and "not clearly better" in lines[0]
+    assert len(lines) == 4 and "the best model" in claim and "not clearly better" in lines[1]
     said = " ".join(lines)
     assert "Earlier weights" in said and "2 does not" in said
     assert max(len(sentence.split()) for sentence in said.split(". ")) <= 24

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leukoscope.data.registry import cells_of
 from leukoscope.reports import text, trust
 from leukoscope.reports.formatting import hundred
 
@@ -25,11 +26,18 @@ class _Test:
 
 @dataclass(frozen=True)
 class _OutsideCheck:
-    """How many cells of further people a model recognised: the mean of its classes' shares, with its 95 % interval."""
+    """How many cells of further people a model recognised.
+
+    Attributes:
+        share: the mean of its classes' shares, by which models are compared.
+        interval: its 95 % interval; None where there is none.
+        classes: the share of each class.
+    """
 
     model: str
     share: float
     interval: Mapping[str, float] | None
+    classes: tuple[trust.Meter, ...]
     test: _Test
 
     def is_clearly_above(self, other: _OutsideCheck) -> bool:
@@ -60,7 +68,8 @@ def _on_further_people(releases: Mapping[str, Metrics]) -> list[str]:
         unlike = "The models were not checked alike on further people."
         return [unlike, "Their figures cannot be compared.", *_who_the_people_are(releases)]
     earlier = [name for name in checks if releases[name]["further_subjects"].get("earlier_weights")]
-    lines = [*_most_recognised(list(checks.values()), earlier), *_who_the_people_are(releases)]
+    claim, *comparison = _most_recognised(list(checks.values()), earlier)
+    lines = [claim, *_who_the_people_are(releases), *comparison]
     if earlier:
         were = "was" if len(earlier) == 1 else "were"
         lines.append(
@@ -83,13 +92,14 @@ def _has_check(metrics: Metrics) -> bool:
 def _outside_check(model: str, metrics: Metrics) -> _OutsideCheck:
     further = metrics["further_subjects"]
     labels = tuple(metrics["labels"])
+    classes = trust.trust_rows(metrics)[0].meters
     by_person = further.get("balanced_accuracy_by_subject")
     test = _Test(further.get("data"), further["subjects"], further.get("cells"), labels, by_person is not None)
     if by_person is None:  # an older check, in which people with many cells count more
         shares = [further[f"recall_{label}"]["value"] for label in labels]
-        return _OutsideCheck(model, sum(shares) / len(shares), None, test)
+        return _OutsideCheck(model, sum(shares) / len(shares), None, classes, test)
     interval = by_person if by_person.get("low") is not None else None
-    return _OutsideCheck(model, by_person["value"], interval, test)
+    return _OutsideCheck(model, by_person["value"], interval, classes, test)
 
 
 def _most_recognised(checks: Sequence[_OutsideCheck], earlier: Sequence[str]) -> list[str]:
@@ -102,14 +112,12 @@ def _most_recognised(checks: Sequence[_OutsideCheck], earlier: Sequence[str]) ->
     if name in earlier:
         name = f"{name} (earlier weights)"
     person = "person’s" if best.test.people == 1 else "people’s"
-    classes = "both classes" if len(best.test.labels) == 2 else "all classes"
-    figure = f"{hundred(best.share)} of 100"
-    if best.interval:
-        figure += f" (95 %: {hundred(best.interval['low'])}–{hundred(best.interval['high'])})"
+    *before, last = [f"{meter.share} of 100 {cells_of(meter.label)}" for meter in best.classes]
+    recognised = f"{', '.join(before)} and {last}"
     who = "the best model" if others else name
     claim = (
-        f"Of {best.test.people} further {person} cells of {classes}, {who} recognised {figure}; "
-        f"guessing gives {hundred(1 / len(best.test.labels))}."
+        f"Of {best.test.people} further {person} cells, {who} recognised {recognised}; "
+        f"guessing gives {hundred(1 / len(best.test.labels))} of each."
     )
     if not others:
         return [claim]

@@ -375,16 +375,20 @@ def _of_100(share: float) -> str:
 
 def model_text(metrics: Mapping[str, Any]) -> str:
     """A release in one line: what it was trained on, and the data's licence."""
+    licence = str((metrics.get("data") or {}).get("licence") or "")
+    return " · ".join(filter(None, [training_text(metrics), licence]))
+
+
+def training_text(metrics: Mapping[str, Any]) -> str:
+    """What a release was trained on, and on how many people; "" where its data have no title."""
     data = metrics.get("data") or {}
     subjects = len((metrics.get("training") or {}).get("subjects") or ())
-    parts = []
-    if data.get("title"):
-        parts = [f"Trained on {data['title']}"]
-    if parts and subjects and data.get("unit") == "subject":
-        parts[0] += f", {subjects} people"
-    if data.get("licence"):
-        parts.append(str(data["licence"]))
-    return " · ".join(parts)
+    if not data.get("title"):
+        return ""
+    trained_on = f"Trained on {data['title']}"
+    if subjects and data.get("unit") == "subject":
+        trained_on += f", {subjects} people"
+    return trained_on
 
 
 def map_text(heat: np.ndarray, label: str) -> str:

@@ -73,6 +73,7 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
             rows.append({"model": name, "error": str(error), "summary": str(error)})
             continue
         rows.append(_row(name, releases[name].metrics))
+    rows.sort(key=lambda row: not row.get("summary_meters"))
     unknown = ""
     if chosen not in names:
         unknown = chosen
@@ -170,6 +171,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "colours": {label: colour(label, labels) for label in labels},
         "trust": trust_rows,
         "unmeasured": _unmeasured(trust_rows),
+        "needs_one_line": not summary_meters and worst_change == _NOT_MEASURED,
         "outside": f"{share(auroc['value'])} ({span(auroc)})" if auroc else _NOT_MEASURED,
         "cross_validated": cross_validated,
         "size_is_measured": _auroc_of_size(metrics) is not None,
@@ -178,7 +180,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "healthy": _NOT_MEASURED if healthy == "–" else f"{healthy}\u00a0of\u00a0100",
         "maps": maps,
         "maps_mark": _MARKS[maps_passed],
-        "data": text.model_text(metrics) or "not told",
+        "data": text.training_text(metrics) or "not told",
     }
 
 
