@@ -383,22 +383,26 @@ def test_that_another_model_can_answer_about_more_people_stands_above_the_caveat
         assert page.count('data-act="read:leukoscope-other"') == 1
         return re.findall(r'<div class="lk-way-out">\s*<p>([^<]+)\.</p>', page)
 
-    assert said(few) == ["other can answer about all 2 people: 2 cells suffice"]
+    assert said(few) == ["other needs only 2 cells of a person, so it can answer about all 2 people"]
     assert said(few, [replace(few, model="leukoscope-other")]) == [], "its answers stand there"
     one = replace(few, rows=(*RESULT.rows[:3], row("d", "HEM", 0.1, "2", ood_score=9.0)))
-    assert said(one) == ["other can answer about 1 of 2 people: 2 cells suffice"]
+    assert said(one) == ["other needs only 2 cells of a person, so it can answer about 1 of 2 people"]
     assert said(replace(one, rows=one.rows[2:3])) == [], "one cell is too few for it, too"
-    assert said(replace(few, rows=few.rows[:2])) == ["other can answer about this person: 2 cells suffice"]
+    assert said(replace(few, rows=few.rows[:2])) == [
+        "other needs only 2 cells of a person, so it can answer about this person"
+    ]
     more = [row(f"{n}", "", 0.99, "3") for n in range(3)]
     some = said(replace(few, rows=(*few.rows[:2], *more)))
-    assert some == ["other can answer about 1 more person: 2 cells suffice"]
+    assert some == ["other needs only 2 cells of a person, so it can answer about 1 more person"]
     some = said(replace(few, rows=(*few.rows, *more)))
-    assert some == ["other can answer about up to 2 more people: 2 cells suffice"]
+    assert some == ["other needs only 2 cells of a person, so it can answer about up to 2 more people"]
     assert "lk-way-out" not in batch_answer(few, others), "of which nothing is known"
-    title = "leukoscope-other can answer about all 2 people: 2 cells suffice; read the 4 cells, too"
+    title = (
+        "leukoscope-other needs only 2 cells of a person, so it can answer about all 2 people; read the 4 cells, too"
+    )
     assert f'title="{title}"' in batch_answer(few, others, least_cells=least)
     page = batch_answer(few, ["other"], least_cells={"other": 1})
-    assert "other can answer about all 2 people: 1 cell suffices." in page
+    assert "other needs only 1 cell of a person, so it can answer about all 2 people." in page
     assert page.index("lk-way-out") < page.index("lk-shares")
 
 
@@ -609,7 +613,7 @@ def test_cells_of_unknown_people_have_the_caveat_that_one_cell_has() -> None:
     result = replace(RESULT, rows=rows, metrics=trained)
     assert result.names_of_training == ["7"] and "people called 7" in result.warnings[0]
     page = batch_answer(result)
-    assert "Trained on a person called 7: if the same, the answers are too good." in page
+    assert "trained on a person called 7. If it is the same person, its answers look better than they are." in page
     assert "<span>UID_7_1</span><span>_2_all</span>" in batch_picture(result), "a name without its folder"
     assert cell_name(result.rows[0]) == "UID_7_1_2_all"
     assert cell_name(replace(result.rows[0], subject="7")) == "7 / UID_7_1_2_all"

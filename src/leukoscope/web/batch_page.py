@@ -624,8 +624,7 @@ def _answers_about_more(result: BatchResult, least_cells: int | None) -> str:
     else:
         share = f"all {known}" if enough == known else f"{enough} of {known}"
         whom = f"{share} people"
-    suffices = "suffices" if least_cells == 1 else "suffice"
-    return f"can answer about {whom}: {_count_text(least_cells)} {suffices}"
+    return f"needs only {_count_text(least_cells)} of a person, so it can answer about {whom}"
 
 
 def _agreement(result: BatchResult, reading: BatchResult) -> str:
@@ -653,17 +652,17 @@ def _caveats(result: BatchResult) -> list[str]:
     lines = []
     names = result.names_of_training
     if names:
-        trained_on = f"people called {', '.join(names)}"
+        trained_on = f"people called {', '.join(names)}. If they are the same people"
         if len(names) == 1:
-            trained_on = f"a person called {names[0]}"
+            trained_on = f"a person called {names[0]}. If it is the same person"
         elif result.subjects == names:
-            trained_on = "people of these names"
-        lines.append(f"Trained on {trained_on}: if the same, the answers are too good.")
+            trained_on = "people of these names. If they are the same people"
+        lines.append(f"The model was trained on {trained_on}, its answers look better than they are.")
     if result.subjects and result.without_subject:
         lines.append(result.without_subject)
     if result.subjects and result.guessed_from:
         guessed_from = result.guessed_from.replace(_NUMBER_IN_NAME, "UID_ numbers (C-NMC 2019)")
-        lines.append(f"People are guessed from {guessed_from}; a table is surer.")
+        lines.append(f"People are guessed from {guessed_from}. A table of files and people is more reliable.")
     return [*lines, *map(_note_on_people, result.notes)]
 
 
