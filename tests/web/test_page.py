@@ -829,8 +829,11 @@ def test_a_model_that_the_visitor_chose_is_said_to_be_with_the_next_picture(page
     assert "· chosen" not in shown(page, click(page, visit, "example:1"))
     assert "<b>other</b>\u00a0· chosen" in shown(page, click(page, visit, "row:1"))
     assert "<b>other</b>\u00a0· chosen" in shown(page, click(page, visit, "example:2"))
+    assert "<b>other</b>\u00a0· chosen" in shown(page, click(page, visit, "smear"))
+    list(click(page, visit, "example:2"))
     list(click(page, visit, "row:1"))
     assert visit.scene.model == "one" and "· chosen" not in shown(page, click(page, visit, "example:3"))
+    assert "· chosen" not in shown(page, click(page, visit, "smear"))
 
 
 def test_save_picture_saves_the_map_only_where_it_is_shown(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:

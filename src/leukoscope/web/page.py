@@ -360,7 +360,8 @@ class Page:
         address = Address(self._example(visit), scene.number, scene.cell)
         if isinstance(scene.content, Smear):
             others = self._others_for_smear(visit, scene.content)
-            return smear_page.smear_answer(scene.content, others, address=address)
+            is_chosen = scene.model == visit.chosen and scene.model != self._first_model
+            return smear_page.smear_answer(scene.content, others, address=address, is_chosen=is_chosen)
         if isinstance(scene.content, BatchResult) and scene.content.is_reading:
             return batch_page.progress(scene.content)
         if isinstance(scene.content, BatchResult):
@@ -388,8 +389,13 @@ class Page:
             asked_next=asked_next,
             readers=[name for name in self._smear_readers(visit) if name not in asked_next],
             next_cell=_next_cell(scene),
-            first_model=next(iter(self._readers(self.models.names) or self.models.names), ""),
+            first_model=self._first_model,
         )
+
+    @property
+    def _first_model(self) -> str:
+        """The model that answers where the visitor chose none; "" where there is none."""
+        return next(iter(self._readers(self.models.names) or self.models.names), "")
 
     @staticmethod
     def _example(visit: Visit) -> str:

@@ -366,6 +366,8 @@ class _Sheet:
             self.top += LINE + 6
         for row in rows:
             self.text(row.small_changes, QUIET)
+        if any(meter.low is not None for row in rows for meter in row.meters):
+            self.text("Thin lines are 95 % intervals.", QUIET)
 
     def _meter(self, meter: trust.Meter, left: float, width: float, colour: str) -> None:
         """A bar of 0 to 100 with its interval and its figure."""

@@ -210,12 +210,15 @@ def _add_flags(boxes: list[dict[str, Any]], ratio: float, *, crowded: bool, top:
         box["covers"] = crowded and covers
 
 
-def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address = NO_ADDRESS) -> Markup:
+def smear_answer(
+    smear: Smear, others: Sequence[str] = (), *, address: Address = NO_ADDRESS, is_chosen: bool = False
+) -> Markup:
     """What was found in words, how many cells of each outcome, each cell with its measurements, and how it was read.
 
     Args:
         others: the other models that can read it.
         address: by which the browser finds it again.
+        is_chosen: whether the visitor chose its model, which is not the first one.
     """
     reading = smear.reading
     if not smear.whole:
@@ -230,6 +233,7 @@ def smear_answer(smear: Smear, others: Sequence[str] = (), *, address: Address =
     return render(
         "smear.html",
         model=reading.model,
+        is_chosen=is_chosen,
         summary=summary(smear),
         verdict=verdict(smear),
         is_refused=_is_refused(smear),
