@@ -231,7 +231,7 @@ def test_a_scale_bar_says_how_large_a_cell_is(cell: Row) -> None:
 
 
 def test_a_long_name_keeps_both_its_ends_on_a_tile() -> None:
-    assert stage.tile_label("own_lymphocyte") == "own_…cyte" and stage.tile_label("own_cell") == "own_cell"
+    assert stage.tile_label("own_lymphocyte") == "own_…yte" and stage.tile_label("own_cell") == "own_cell"
 
 
 def test_an_example_leads_to_the_next_tile(cell: Row) -> None:

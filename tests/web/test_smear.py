@@ -256,9 +256,11 @@ def test_a_smear_without_a_whole_cell_is_refused_and_nothing_is_said_of_an_answe
         assert f'<span class="lk-dot" style="--c:var(--lk-none)"></span>{said}</h2>' in page
         assert f"<li>{reason}" in page and "What helps" in page
         assert "lk-trust" not in page and "calibration" not in page and "0 whole" not in page
-        assert "or the scale of this one (“change” on the picture)" in page
+        assert re.search("(or the scale of this one|give its scale) \\(“change” on the picture\\)", page)
         given = replace(smear, reading=replace(smear.reading, smear=reading.smear))
-        assert "or the scale of this one" not in unescape(smear_answer(given)), "what was given is not asked for"
+        assert "“change” on the picture" not in unescape(smear_answer(given)) or not cells, (
+            "what was given is not asked"
+        )
     assert "the right scale, or 0" in smear_answer(given), "a wrong scale hides cells"
 
 

@@ -338,10 +338,14 @@ def _help_without_whole_cell(smear: Smear) -> str:
     """What to do about a smear without a whole white cell."""
     scale = smear.reading.smear.scale
     needed = "Give a stained smear with whole white cells"
-    if scale is None or scale.source != "given":
-        return f"{needed}, or the scale of this one (“change” on the picture)."
+    scale_is_known = scale is not None and scale.source == "given"
     if smear.reading.cells:
-        return f"{needed}."
+        help_text = "Give a picture of the same place that holds the whole cell."
+        if not scale_is_known:
+            help_text += " If this one holds whole cells, give its scale (“change” on the picture)."
+        return help_text
+    if not scale_is_known:
+        return f"{needed}, or the scale of this one (“change” on the picture)."
     return f"{needed}, or the right scale, or 0, for which it is measured (“change” on the picture)."
 
 

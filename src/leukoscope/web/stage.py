@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image, ImageDraw
 
-from leukoscope.inference.prediction import ABSTAIN
+from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION
 from leukoscope.reports import text, trust
 from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEARS
 from leukoscope.web import views
@@ -37,7 +37,7 @@ def tile_label(name: str) -> str:
     """A file's name as it fits a tile: both its beginning and its end tell it from others."""
     if len(name) <= MOST_OF_LABEL:
         return name
-    return f"{name[:4]}…{name[-4:]}"
+    return f"{name[:4]}…{name[-3:]}"
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,9 @@ def model_line(row: Row, opened: Row | None = None) -> dict[str, Any]:
     decision = row.decision_text()
     if row.refused:
         opened_has_none = opened is not None and opened.prediction is not None and not opened.gives_a_class
-        words = "No class either" if opened_has_none else "No class"
+        words = "Unlike its training cells" if row.known.outcome == OUT_OF_DISTRIBUTION else "No class"
+        if opened_has_none:
+            words = "No class either"
         return {"model": row.model, "words": words, "bar": [], "share": ""}
     called = row.called()
     words = text.brief_class_text(called, row.known.probabilities[called])

@@ -56,6 +56,12 @@ const drawScaleBar = () => {
   const number = BARS.find((count) => count * unit <= LONGEST_BAR) ?? 1
   bar.textContent = `${number} ${bar.dataset.unit}`
   bar.style.width = `${number * unit}px`
+  if (!place().matches('.lk-fills')) return
+  // Within a picture that is narrower than the stage.
+  const {right, bottom} = both().getBoundingClientRect()
+  const stage = element.querySelector('.lk-stage').getBoundingClientRect()
+  bar.style.right = `${Math.max(0, stage.right - right) + 16}px`
+  bar.style.bottom = `${Math.max(0, stage.bottom - bottom) + 16}px`
 }
 const zoom = (factor) => {
   view.zoom = within(view.zoom * factor, view.least, MOST)

@@ -219,7 +219,7 @@ def _draw_covered(shown: Shown) -> Markup:
         sentence = "No nucleus is told apart in this picture."
     elif all(form.refused for form in forms.values()):
         sentence = (
-            f"A covered cell is unlike the training cells: no class. How much {called} changes shows which part counts."
+            f"A covered cell is unlike the training cells: no class. How much {called} changes shows what counts."
         )
         is_said_above = True
     forms_of_cell = []
@@ -232,7 +232,7 @@ def _draw_covered(shown: Shown) -> Markup:
             if not is_said_above:
                 share += ", no\u00a0class"
         elif form.known.decision.label is None:
-            share += f", {outcome_text(form.known.outcome)}"
+            share += ", " + outcome_text(form.known.outcome).replace(" ", "\u00a0")
         # What is covered comes first: "unlike" beside "nucleus covered" was read as one.
         forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, (title, ""), share))
     return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=row.picture.is_dark)
