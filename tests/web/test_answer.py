@@ -370,7 +370,7 @@ def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache
     assert "No nucleus is told apart" in stage.cell_picture(cell, view="covered", forms={})
     unsure = replace(cell, prediction=replace(cell.known, decision=Decision("abstain")))
     shown = stage.cell_picture(cell, view="covered", forms={"nucleus": unsure})
-    assert re.search(r"<b>Nucleus covered</b><span>ALL\s[\d>]+\s%, not sure</span>", shown)
+    assert re.search(r"<b>Nucleus covered</b><span>ALL\s[\d>]+\s%, not\ssure</span>", shown)
 
 
 def test_a_covered_part_shows_the_share_of_the_class_where_no_class_is_given(cell: Row) -> None:

@@ -10,6 +10,8 @@ from itertools import pairwise
 
 RADII = (6.0, 5.0, 4.0, 3.0)
 """Pixels, the largest first: a plot has the largest with which its dots find places."""
+LEAST_APART = 0.5
+"""How far dots of one column lie apart at least while they find places, as a share of their width."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def _step(radius: float) -> float:
 
 
 def _rows(space: Space, radius: float) -> int:
-    """How many dots find place in a column."""
-    return max(1, int(space.height // _step(radius)))
+    """How many dots find place in a column, above each other and partly on each other."""
+    return 1 + max(0, int((space.height - 2 * radius) / (LEAST_APART * 2 * radius)))
 
 
 def _tallest(columns: Sequence[float]) -> int:
