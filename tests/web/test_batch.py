@@ -413,8 +413,8 @@ def test_the_models_say_how_many_cells_of_a_person_they_need() -> None:
     assert least == [5, None, None]
 
 
-def test_people_with_an_answer_stand_before_those_without_one() -> None:
-    """Of 14 people, the three with an answer were somewhere among those without one."""
+def test_people_with_cells_enough_stand_before_the_others_and_keep_their_places() -> None:
+    """Of 14 people, the three with an answer were somewhere among those without one; rows moved once all were read."""
     cells = {"1": 1, "2": 3, "3": 1, "10": 3}
     rows = tuple(row(f"{person}_{n}", "", 0.99, person) for person, count in cells.items() for n in range(count))
     result = replace(RESULT, rows=rows, metrics=JUDGED)
@@ -423,9 +423,24 @@ def test_people_with_an_answer_stand_before_those_without_one() -> None:
     dots = re.findall(r'data-act="cell:(\d+)"[^>]*><title>(\w+): ', plot)
     assert {name: rows[int(number)].name for number, name in dots} == {row.name: row.name for row in rows}
     reading = batch_picture(replace(result, total=9, unread={"3": 1}))
-    assert re.findall(r'<h3 title="(\w+)">', reading) == ["2", "10", "1", "3"], "while cells are read, too"
-    begun = batch_picture(replace(result, total=14, unread=dict.fromkeys(cells, 2)))
-    assert re.findall(r'<h3 title="(\w+)">', begun) == ["1", "2", "3", "10"], "by name, as long as nobody has one"
+    assert re.findall(r'<h3 title="(\w+)">', reading) == ["2", "3", "10", "1"], (
+        "3 will have two cells, which are enough"
+    )
+    begun = batch_picture(replace(result, rows=rows[1:2], total=8, unread={"1": 1, "2": 2, "3": 1, "10": 3}))
+    assert re.findall(r'<h3 title="(\w+)">', begun) == ["2", "10", "1", "3"], "while cells are read, too"
+
+
+def test_why_many_people_have_no_answer_is_said_once_above_their_rows() -> None:
+    """“no answer, 8 cells; 50 needed” stood in 12 of 14 rows."""
+    few = tuple(row(f"{person}", "", 0.99, str(person)) for person in range(12))
+    result = replace(RESULT, rows=(*few, row("a", "", 0.9, "99"), row("b", "", 0.9, "99")), metrics=JUDGED)
+    told = "No answer about these 12 people: each has fewer than 2 cells."
+    for shown in (result, replace(result, rows=few[:3], unread={**{str(n): 1 for n in range(3, 12)}, "99": 2})):
+        page = batch_picture(shown)
+        assert page.count(told) == 1 and "needed" not in page
+        assert page.index('<h3 title="99">') < page.index(told) < page.index('<h3 title="0">')
+    assert batch_picture(result).count("<b></b><span>1 cell</span>") == 12
+    assert "1 cell; 2 needed" in batch_picture(replace(result, rows=few[:2])), "of two people, in their rows"
 
 
 def test_a_cell_that_is_not_sure_has_its_probability_and_a_person_s_is_that_of_the_answer() -> None:

@@ -163,7 +163,7 @@ def batch_picture(result: BatchResult) -> Markup:
     is_read = not result.unread or result.stopped
     groups: list[str | None] = [None]
     if result.subjects:
-        groups = [*_answered_first(result)]
+        groups = [*_in_order(result)]
         if any(not row.subject for _, row in result.cells) or "" in result.unread:
             groups.append("")
     cells_of_row = [_cells(result, subject) for subject in groups]
@@ -172,6 +172,9 @@ def batch_picture(result: BatchResult) -> Markup:
     if len(groups) > 1:
         cells_a_row = max(LEAST_SHOWN, SHOWN_CELLS // len(groups))
     is_every_person_known = set(result.subjects) <= result.trained_on
+    too_few = _with_too_few_cells(result)
+    # Where all rows have their least height, a line more leaves them as high as they are.
+    is_said_once = bool(too_few) and len(groups) * LEAST_HEIGHT >= ALL_ROWS
     short_names = _short_names([row.name for row in result.rows])
     rows = []
     for subject, cells in zip(groups, cells_of_row, strict=True):
@@ -191,7 +194,8 @@ def batch_picture(result: BatchResult) -> Markup:
                 # Where that is asked of every person, the answer says so once.
                 "in_training": subject in result.trained_on and not is_every_person_known,
                 "waits": not cells and bool(result.unread) and not result.stopped,
-                "answer": person_answer(result, subject) if subject else None,
+                "heading": _too_few_text(result) if is_said_once and subject == too_few[0] else "",
+                "answer": _row_answer(result, subject, is_said_once and subject in too_few) if subject else None,
                 "sentences": person_sentences(result, subject) if subject else [],
                 "words": _counts_words([row for _, row in cells]) or "no cell read yet",
                 "dots": _dots(result, cells, len(groups), radius),
@@ -219,11 +223,36 @@ def batch_picture(result: BatchResult) -> Markup:
     )
 
 
-def _answered_first(result: BatchResult) -> list[str]:
-    """Every known person, by name: those with an answer, those without one, then those of whom no cell is read yet."""
-    read = {row.subject for _, row in result.cells}
-    answered = {prediction.subject for prediction in result.subject_predictions if prediction.outcome in result.classes}
-    return sorted(result.subjects, key=lambda subject: (subject not in answered, subject not in read))
+def _in_order(result: BatchResult) -> list[str]:
+    """Every known person, by name, those with too few cells last: while cells are read and after it the same."""
+    too_few = _with_too_few_cells(result)
+    return [*(subject for subject in result.subjects if subject not in too_few), *too_few]
+
+
+def _with_too_few_cells(result: BatchResult) -> list[str]:
+    """The people of whom fewer pictures were given than an answer needs cells, by name."""
+    if result.rule is None:
+        return []
+    given = {subject: len(result.by_subject.get(subject, ())) + result.unread.get(subject, 0)
+             for subject in result.subjects}  # fmt: skip
+    return [subject for subject in result.subjects if given[subject] < result.rule.least_cells]
+
+
+def _too_few_text(result: BatchResult) -> str:
+    """Why people have no answer, above their rows."""
+    assert result.rule is not None, "else nobody has too few cells"
+    least = result.rule.least_cells
+    people = _people(len(_with_too_few_cells(result)))
+    return f"No answer about these {people}: each has fewer than {least} cells."
+
+
+def _row_answer(result: BatchResult, subject: str, reason_stands_above: bool) -> PersonAnswer:
+    """What stands at the end of a person's row: only how many cells where the reason for no answer stands above."""
+    answer = person_answer(result, subject)
+    prediction = _prediction(result, subject)
+    if reason_stands_above and prediction is not None and prediction.outcome == TOO_FEW_CELLS:
+        return PersonAnswer("", _count_text(prediction.used))
+    return answer
 
 
 def _order_text(result: BatchResult, is_read: bool) -> str:
