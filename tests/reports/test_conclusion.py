@@ -54,6 +54,7 @@ def without_people() -> dict[str, Any]:
 
 WHOSE = "Of 34 further people’s cells,"
 BEST = f"{WHOSE} the best model recognised"
+BEST_EARLIER = BEST.replace("the best model", "the best model (earlier weights)")
 EARLIER = "Earlier weights: {} measured on them after an earlier training, not with the weights that answer here."
 
 
@@ -76,12 +77,12 @@ def shares(blasts: int, normal: int) -> str:
         ({"a": release(0.7), "b": release(0.8)},
          [f"{BEST} {shares(90, 70)}", "b is the best one, clearly better than a."]),
         ({"a": release(0.7), "b": release(0.72, earlier=True)},
-         [f"{BEST} {shares(82, 62)}",
-          "b (earlier weights) is the best one, but not clearly better than a.",
+         [f"{BEST_EARLIER} {shares(82, 62)}",
+          "b is the best one, but not clearly better than a.",
           EARLIER.format("b was")]),
         ({"a": release(0.7, earlier=True), "b": release(0.72, earlier=True), "c": release(0.5)},
-         [f"{BEST} {shares(82, 62)}",
-          "b (earlier weights) is the best one, but not clearly better than a.",
+         [f"{BEST_EARLIER} {shares(82, 62)}",
+          "b is the best one, but not clearly better than a.",
           EARLIER.format("a and b were")]),
         ({"a": release(0.7, half=None), "b": release(0.9)},
          [f"{BEST} {shares(100, 80)}", "b is the best one, but not clearly better than a."]),

@@ -105,16 +105,16 @@ def _outside_check(model: str, metrics: Metrics) -> _OutsideCheck:
 def _most_recognised(checks: Sequence[_OutsideCheck], earlier: Sequence[str]) -> list[str]:
     """How many cells the best model recognised, then which one that is and whether clearly; all were checked alike.
 
-    `earlier` are the models that were measured with earlier weights: where the best one is, its name says so.
+    `earlier` are the models that were measured with earlier weights: where the best one is, the claim says so.
     """
     best, *others = sorted(checks, key=lambda check: -check.share)
     name = best.model
+    who = "the best model" if others else name
     if name in earlier:
-        name = f"{name} (earlier weights)"
+        who += " (earlier weights)"
     person = "person’s" if best.test.people == 1 else "people’s"
     *before, last = [f"{meter.share} of 100 {cells_of(meter.label)}" for meter in best.classes]
     recognised = f"{', '.join(before)} and {last}"
-    who = "the best model" if others else name
     claim = (
         f"Of {best.test.people} further {person} cells, {who} recognised {recognised}; "
         f"guessing gives {hundred(1 / len(best.test.labels))} of each."

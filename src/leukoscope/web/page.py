@@ -280,7 +280,7 @@ class Page:
 
     def _reading_of(self, visit: Visit, smear: Smear, name: str) -> Smear:
         """A smear as this model reads it, read once."""
-        for reading in visit.scene.smear_readings:
+        for reading in (smear, *visit.scene.smear_readings):
             if reading.reading.model == name:
                 return reading
         return self._with_whole_picture(visit, read_smear(self.models, smear.picture, name))
