@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.images import SHOWN_BRIGHTER
 from leukoscope.data.registry import EMPTY_SLIDE_RGB
+from leukoscope.inference.gradcam import overlay
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, Decision, HeatMap, Reason
 from leukoscope.inference.smear import CLASS_COLOURS, TRANSPARENT
 from leukoscope.reports import trust
@@ -30,6 +31,8 @@ from leukoscope.reports.trust import trust_rows
 from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEAR_PITCH, EXAMPLE_SMEARS, draw_cell
 from leukoscope.web import drawing, stage
 from leukoscope.web.answer import (
+    GREY_BELOW_MAP,
+    OPACITY,
     Answer,
     Picture,
     Row,
@@ -39,6 +42,7 @@ from leukoscope.web.answer import (
     data_of_real_cells,
     example,
     real_cells,
+    scale_colours,
     under_small_changes,
     views_of,
 )
@@ -252,7 +256,8 @@ def test_small_changes_that_change_the_answer_are_counted_with_it(cell: Row, mod
     for answers, said in ((changed, False), ((*changed[:5], *others, changed[7]), True)):
         row = replace(cell, prediction=replace(cell.known, changed=answers))
         page = stage.cell_answer(Answer(row.picture, (row,)), 0)
-        assert ("Another answer in 2 of 8 small changes." in page) == said
+        assert ("Another answer in 2 of 8 small changes" in page) == said
+        assert ("The same in all eight small changes" in page) != said
 
 
 def test_the_model_that_was_chosen_is_opened_unless_it_refuses_the_picture(cell: Row, refused: Row) -> None:
@@ -425,7 +430,7 @@ def test_a_borderline_answer_says_under_which_changes_it_is_another(cell: Row, m
     borderline = replace(cell, prediction=replace(changed, changed=tuple(answers.values())))
     sentence = "Borderline: HEM when 5 % darker or larger."
     assert borderline.borderline() == sentence
-    assert sentence in stage.cell_answer(Answer(cell.picture, (borderline,)), 0)
+    assert sentence.rstrip(".") in stage.cell_answer(Answer(cell.picture, (borderline,)), 0)
     assert "HEM in 2 of " in stage.cell_picture(borderline, view="changed", forms={})
 
     answers["size_up_5"] = replace(answers["size_up_5"], decision=Decision(OUT_OF_DISTRIBUTION))
@@ -549,8 +554,20 @@ def test_a_saved_result_holds_the_bars_and_the_colour_scale(cell: Row, refused: 
     assert longest == pytest.approx(share * (SHEET_WIDTH - 2 * MARGIN), abs=2)
     # The bright end of the scale stands below the right picture.
     below = drawn[545:600, SHEET_WIDTH // 2 :].astype(int)
-    assert (abs(below - (252, 255, 164)).sum(axis=2) < 6).any()
+    assert (abs(below - scale_colours(160)[-1].astype(int)).sum(axis=2) < 6).any()
     assert not (np.asarray(row_image(refused, "ALL")) == (0xD5, 0x5E, 0x00)).all(axis=2).any()
+
+
+def test_the_scale_has_the_colours_that_a_map_has_on_a_dark_cell() -> None:
+    """The strongest place was a dull olive, its end of the scale bright yellow."""
+    grey = Image.new("RGB", (256, 64), 3 * (GREY_BELOW_MAP,))
+    ramp = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (64, 1))
+    drawn = np.asarray(overlay(grey, ramp, (0, 0, 256, 64), opacity=OPACITY, peak=1.0)).astype(int)
+    assert np.abs(drawn[32] - scale_colours(256)).max() <= 4
+    page_css = Path(stage.__file__).with_name("page.css").read_text(encoding="utf-8")
+    ends = re.search(r"lk-scale \{.*?linear-gradient\(90deg, (.*?)\)", page_css, re.DOTALL)
+    assert ends is not None
+    assert ends[1] == ", ".join("#" + bytes(colour).hex() for colour in scale_colours(5))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from leukoscope.data.images import UnreadableImage, foreground, is_cut_out, is_d
 from leukoscope.data.loading import StreamedCell, stream_cells
 from leukoscope.data.registry import DatasetInfo, trained_on, trained_on_cut_outs
 from leukoscope.data.smear import Stain, UnusableSmear, looks_like_smear, measure_stain
-from leukoscope.inference.gradcam import overlay, share_within
+from leukoscope.inference.gradcam import map_colours, overlay, share_within
 from leukoscope.inference.prediction import NOT_A_CELL, REFUSED, Decision, Prediction, Reason, Thresholds, turned
 from leukoscope.models.map_check import OCCLUSION_METHOD, MapCheck
 from leukoscope.reports import text
@@ -35,7 +35,8 @@ from leukoscope.web.model_cache import ModelCache
 
 # Redrawing stays instant and the page light; one cell is a few hundred pixels anyway.
 CELL_SIDE = 640
-OPACITY = 0.55
+OPACITY = 0.8
+GREY_BELOW_MAP = 40  # 0–255, of a dark cell: over it, the colours of a map's scale are what they are on the cell
 LEAST_CELL = 0.002  # share of a picture on black that a cell covers at least
 # What is stained darker in a cell on black is a nucleus where most of it is one piece without deep bays, and where it
 # leaves some cytoplasm; else it is darker chromatin within a nucleus.
@@ -123,6 +124,13 @@ def _is_one_round_piece(area: np.ndarray) -> bool:
     pieces = regionprops(label_pieces(area)[0])
     largest = max(pieces, key=lambda piece: piece.area)
     return largest.area >= LEAST_OF_NUCLEUS * area.sum() and largest.solidity >= LEAST_SOLIDITY
+
+
+def scale_colours(number: int) -> np.ndarray:
+    """(number, 3) uint8: the colours of a map from the lowest value to the peak, as they lie over a dark cell."""
+    warmth = np.linspace(0, 1, number)
+    cover = (OPACITY * np.clip(2 * warmth, 0, 1))[:, None]
+    return np.round(cover * map_colours(number) + (1 - cover) * GREY_BELOW_MAP).astype(np.uint8)
 
 
 def holds_no_cell(image: Image.Image, *, on_black: bool) -> bool:

@@ -13,12 +13,11 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.images import SHOWN_BRIGHTER
 from leukoscope.data.registry import cells_of
 from leukoscope.data.smear import IMPLAUSIBLE_SCALE, PASSED_OVER
-from leukoscope.inference.gradcam import map_colours
 from leukoscope.inference.prediction import REFUSED
 from leukoscope.inference.smear import AT_EDGE, CLASS_COLOURS, colour_place, drawing_font
 from leukoscope.reports import text, trust
 from leukoscope.web import smear_page
-from leukoscope.web.answer import Row
+from leukoscope.web.answer import Row, scale_colours
 from leukoscope.web.smear import Smear, scale_text
 from leukoscope.web.stage import ABOUT_MAPS, facts, missed_limit
 from leukoscope.web.views import FINER_MAP, closer, enlarged
@@ -179,7 +178,7 @@ def _scale(stage: Image.Image, label: str, middle: float, top: float) -> None:
     """The scale of a map's colours, in words."""
     pen = ImageDraw.Draw(stage)
     font = _font(TEXT)
-    colours = Image.fromarray(map_colours(160)[None].repeat(12, axis=0))
+    colours = Image.fromarray(scale_colours(160)[None].repeat(12, axis=0))
     before = "weak "
     after = f" strong, for {label}"
     left = middle - (font.getlength(before + after) + colours.width) / 2

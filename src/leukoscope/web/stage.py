@@ -54,11 +54,13 @@ class Tile:
 
 def example_tiles(*, smears: bool, pressed: str = "") -> list[Tile]:
     """The synthetic pictures that can be picked, and what else can be tried."""
-    tiles = []
+    tiles: list[Tile] = []
     for number in range(1, len(EXAMPLE_SMEARS if smears else EXAMPLE_CELLS) + 1):
         picture = example(number, smear=smears)
         act = f"example:{number}"
-        tiles.append(picture_tile(act, picture.caption.rsplit(" ", 1)[-1], picture, act == pressed))
+        label = picture.caption.rsplit(" ", 1)[-1]
+        with_label = sum(tile.label.startswith(label) for tile in tiles)
+        tiles.append(picture_tile(act, f"{label} {with_label + 1}", picture, act == pressed))
     if not smears:
         tiles.append(picture_tile("smear", "a smear", example_smear(), pressed == "smear"))
     people = picture_tile("people", "two people", example(2, smear=smears), pressed == "people")
@@ -218,7 +220,7 @@ def cell_answer(
         answer=answer,
         others=others,
         opened=_opened(row) if row is not None and row.prediction is not None else None,
-        working=not answer.complete or row is None or row.changes_pending,
+        working=not answer.complete or row is None or (row.changes_pending and row.gives_a_class),
         name=name,
         address=address,
         waiting=[*answer.waiting, *asked_next],
@@ -278,6 +280,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(decision.outcome, labels) for decision in row.orientations],
         "agreement": row.agreement(),
+        "changes": [colour(answer.decision.outcome, labels) for answer in row.known.changed],
         "borderline": row.borderline(),
         "maps": trust.maps_passed(row.metrics),
         "reads_whole_pictures": row.reads_whole_pictures,
