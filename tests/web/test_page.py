@@ -298,6 +298,18 @@ def test_another_model_is_shown_in_the_view_that_was_chosen(page: Page, view: st
     assert bool(visit.scene.forms) == (view == "covered"), "computed for that model"
 
 
+def test_an_answer_is_completed_below_the_reason_why_a_newer_question_failed(page: Page) -> None:
+    """Its map and its small changes were computed no more, and the page said for ever that they were."""
+    page.models.examples.clear()
+    visit = Visit()
+    asked = click(page, visit, "example:1")
+    for _ in range(3):  # what is given, and two decisions
+        next(asked)
+    text = shown(page, click(page, visit, "read:/etc"))
+    assert visit.scene.showing(Answer).complete and not visit.scene.row.changes_pending
+    assert "is no model of this page" in text and "Computing" not in text and "lk-working" not in text
+
+
 @pytest.mark.parametrize("act", ["example:2", "recent:0"])
 def test_the_next_cell_is_shown_in_the_view_that_was_chosen(page: Page, act: str) -> None:
     page.models.examples.clear()

@@ -196,10 +196,30 @@ class Page:
         except LeukoscopeError as error:
             if visit.asked == mine:
                 yield self._failed(visit, str(error), new_input)
+                yield from self._completed_below(visit, str(error))
         except Exception:
             _log.exception("a question of the page failed")
             if visit.asked == mine:
                 yield self._failed(visit, BROKEN, new_input)
+                yield from self._completed_below(visit, BROKEN)
+
+    def _completed_below(self, visit: Visit, reason: str) -> Iterator[Outputs]:
+        """Complete the answer that was shown while a newer question failed, below the reason for that."""
+        mine = visit.asked
+        content = visit.scene.content
+        if not isinstance(content, Answer) or not content.rows:
+            return
+        try:
+            for update in steps_of(Question(id(visit)), self._completed(visit, ())):
+                if visit.asked != mine:
+                    return
+                if update is not None and update.scene is not None:
+                    visit.show(update.scene)
+                    yield self._outputs(
+                        visit, Update(answer=message(FAILED, reason) + self._answer(visit)), strip=False
+                    )
+        except LeukoscopeError:
+            _log.info("what was shown while a question failed cannot be completed", exc_info=True)
 
     def _failed(self, visit: Visit, reason: str, new_input: str) -> Outputs:
         """Why a question has no answer; what the page shows of the same picture stays below.

@@ -38,6 +38,7 @@ INK = "#18141f"
 QUIET = "#5d5868"
 RULE = "#e3e0ea"
 NO_CLASS = "#6d6877"
+LESS_PROBABLE = "#bdb8c8"
 ACCENT = "#5a2d97"
 FACTS_AT = MARGIN + 170  # where what is said of a topic begins
 WARNING = "#7a4b00"
@@ -289,7 +290,7 @@ class _Sheet:
         labels = list(row.known.probabilities)
         colours = {label: _colour(label, labels) for label in labels}
         if limit is not None:
-            colours = dict.fromkeys(labels, RULE) | {row.known.most_probable: NO_CLASS}
+            colours = dict.fromkeys(labels, LESS_PROBABLE) | {row.known.most_probable: NO_CLASS}
             self.bracket(limit)
         box = (MARGIN, self.top, SHEET_WIDTH - MARGIN, self.top + BAR)
         self.bar(box, [(row.known.probabilities[label], colours[label]) for label in labels])

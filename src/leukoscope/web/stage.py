@@ -321,7 +321,7 @@ def _colour_on_bar(row: Row, label: str) -> str:
     """The colour of a class, of a cell that gets none in grey: the more probable class darker."""
     if missed_limit(row) is None:
         return class_colour(row, label)
-    return "var(--lk-none)" if label == row.known.most_probable else "var(--lk-line)"
+    return "var(--lk-none)" if label == row.known.most_probable else "var(--lk-less)"
 
 
 def missed_limit(row: Row) -> float | None:

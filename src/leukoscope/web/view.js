@@ -60,8 +60,11 @@ const drawScaleBar = () => {
   // Within a picture that is narrower than the stage.
   const {right, bottom} = both().getBoundingClientRect()
   const stage = element.querySelector('.lk-stage').getBoundingClientRect()
-  bar.style.right = `${Math.max(0, stage.right - right) + 16}px`
-  bar.style.bottom = `${Math.max(0, stage.bottom - bottom) + 16}px`
+  const below = Math.max(0, stage.bottom - bottom)
+  // Beside the buttons that zoom, where it would lie on them.
+  const beside = below > 16 ? 48 : 0
+  bar.style.right = `${Math.max(beside, stage.right - right) + 16}px`
+  bar.style.bottom = `${below + 16}px`
 }
 const zoom = (factor) => {
   view.zoom = within(view.zoom * factor, view.least, MOST)
