@@ -681,12 +681,14 @@ def _caveats(result: BatchResult) -> list[str]:
     lines = []
     names = result.names_of_training
     if names:
-        trained_on = f"people called {', '.join(names)}. If they are the same people"
+        trained_on = f"people called {', '.join(names)}"
+        same = "they are the same people"
         if len(names) == 1:
-            trained_on = f"a person called {names[0]}. If it is the same person"
+            trained_on = f"a person called {names[0]}"
+            same = "it is the same person"
         elif result.subjects == names:
-            trained_on = "people of these names. If they are the same people"
-        lines.append(f"The model was trained on {trained_on}, its answers look better than they are.")
+            trained_on = "people of these names"
+        lines.append(f"The model was trained on {trained_on}. If {same}, its answers look better than they are.")
     if result.subjects and result.without_subject:
         lines.append(result.without_subject)
     if result.subjects and result.guessed_from:
