@@ -7,9 +7,11 @@ const askForHistory = (value, wanted) => {
   ask(value)
   awaited = {...wanted, click: window.lkClicks.newest}
 }
-const isOnTheWay = ({example, given}) => {
+const isOnTheWay = ({example, given, cell}) => {
   if (awaited?.click !== window.lkClicks.newest || element.querySelector('.lk-message')) awaited = null
   if (!awaited) return false
+  // Between a cell and its smear or batch: what still comes of the one that is left has no place, either.
+  if (awaited.cell !== undefined) return (cell ?? '') !== awaited.cell
   return awaited.example ? example !== awaited.example : given !== awaited.given
 }
 addEventListener('lkgiven', () => {
@@ -104,7 +106,7 @@ addEventListener('popstate', ({state}) => {
   const isOffered = document.querySelector(`#picture [data-act="${cell ? `cell:${cell}` : 'back'}"]`)
   // Another picture of a visitor is not in the address: the page then stays as it is, and the address follows it.
   const isSame = (example ?? '') === (open()?.example ?? '')
-  if (isSame && isOffered && cell !== (open()?.cell ?? '')) ask(cell ? `cell:${cell}` : 'back')
+  if (isSame && isOffered && cell !== (open()?.cell ?? '')) askForHistory(cell ? `cell:${cell}` : 'back', {cell})
   else if (open()) window.lkAddress('replaceState')
 })
 if (sessionStorage.lkLost && sessionStorage.lkShown) {
