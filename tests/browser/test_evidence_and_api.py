@@ -228,7 +228,7 @@ def test_what_the_last_line_says_is_read_without_scrolling_and_moves_nothing(vis
 
 
 _DOTS = """() => [...document.querySelectorAll('.lk-dot-plot')].map((plot) => {
-  const left = [...plot.children].map((dot) => dot.getBoundingClientRect().left)
+  const left = [...plot.querySelectorAll(':scope > i')].map((dot) => dot.getBoundingClientRect().left)
   return left.slice(1).map((x, number) => x - left[number])
 })"""
 _LINES_OF_HEADS = """() => [...document.querySelectorAll('#evidence .lk-table thead th')].map((head) => {
