@@ -127,7 +127,8 @@ def _most_recognised(checks: Sequence[_OutsideCheck], earlier: Sequence[str]) ->
     close = [other.model for other in others if not best.is_clearly_above(other)]
     if close:
         return [claim, f"{name} is the best one, but not clearly better than {_names_or_number(close)}."]
-    return [claim, f"{name} is the best one, clearly better than {_names_or_number([one.model for one in others])}."]
+    beaten = _names_or_number([other.model for other in others])
+    return [claim, f"{name} is the best one, clearly better than {beaten}."]
 
 
 def _names_or_number(names: Sequence[str]) -> str:

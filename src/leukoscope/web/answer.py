@@ -133,6 +133,11 @@ def scale_colours(number: int) -> np.ndarray:
     return np.round(cover * map_colours(number) + (1 - cover) * GREY_BELOW_MAP).astype(np.uint8)
 
 
+def with_rim(cell: Image.Image, rim: Image.Image) -> Image.Image:
+    """RGB: a cell that was cut out of a smear below the rim that is painted over it, as large as the rim."""
+    return Image.alpha_composite(cell.convert("RGBA").resize(rim.size), rim).convert("RGB")
+
+
 def holds_no_cell(image: Image.Image, *, on_black: bool) -> bool:
     """Whether an RGB picture holds neither a cell on black nor what is stained as in a smear."""
     if on_black:
@@ -352,8 +357,7 @@ class Row:
         if finer > 1 and self.picture.on_black:
             below = image.resize((finer * image.width, finer * image.height), Image.Resampling.BICUBIC)
             if self.picture.rim is not None:
-                rim = self.picture.rim.resize(below.size)
-                below = Image.alpha_composite(below.convert("RGBA"), rim).convert("RGB")
+                below = with_rim(below, self.picture.rim.resize(below.size))
         left, top, right, bottom = (edge * below.width / self.picture.image.width for edge in self.known.view_box)
         drawn = overlay(below, self.maps[label], (left, top, right, bottom), opacity=OPACITY, peak=self.peak)
         return image, drawn

@@ -300,7 +300,8 @@ def _axis(result: BatchResult) -> dict[str, Any]:
     legend = [_legend_part(_kind(label), colour(label, classes)) for label in classes]
     zone = None
     grey = colour(ABSTAIN, classes)
-    if unsure := _unsure_band(result):
+    unsure = _unsure_band(result)
+    if unsure:
         zone = {"from": unsure[0] * AXIS_END, "to": unsure[1] * AXIS_END}
         band = f"grey band, {_span(unsure, digits_of_limit(unsure[1]))}: the model is not sure"
         legend.append(_legend_part(band, grey, "lk-in-band"))

@@ -17,7 +17,7 @@ from leukoscope.inference.prediction import REFUSED
 from leukoscope.inference.smear import AT_EDGE, CLASS_COLOURS, colour_place, drawing_font
 from leukoscope.reports import text, trust
 from leukoscope.web import smear_page
-from leukoscope.web.answer import Row, scale_colours
+from leukoscope.web.answer import Row, scale_colours, with_rim
 from leukoscope.web.smear import Smear, scale_text
 from leukoscope.web.stage import ABOUT_MAPS, facts, missed_limit
 from leukoscope.web.views import FINER_MAP, closer, enlarged
@@ -147,8 +147,8 @@ def _stage(row: Row, label: str, *, with_map: bool) -> Image.Image:
     if not has_map and row.picture.is_dark:
         shown = cell
         if row.picture.rim is not None:
-            shown = Image.alpha_composite(cell.convert("RGBA").resize(row.picture.rim.size), row.picture.rim)
-        beside = ImageEnhance.Brightness(shown.convert("RGB")).enhance(SHOWN_BRIGHTER)
+            shown = with_rim(cell, row.picture.rim)
+        beside = ImageEnhance.Brightness(shown).enhance(SHOWN_BRIGHTER)
     pictures = [ImageOps.contain(closer(picture, zoom), (SIDE, SIDE)) for picture in (cell, beside) if picture]
     height = max(picture.height for picture in pictures)
     failed = has_map and trust.maps_passed(row.metrics) is False

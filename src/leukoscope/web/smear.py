@@ -21,7 +21,7 @@ from leukoscope.data.smear import cut_out
 from leukoscope.inference.prediction import FIELD_NEEDS
 from leukoscope.inference.smear import SmearReading
 from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH
-from leukoscope.web.answer import Answer, Picture, Row
+from leukoscope.web.answer import Answer, Picture, Row, with_rim
 from leukoscope.web.model_cache import ModelCache
 
 _SCALES = {"given": "as given", "red cells": "from its red cells", "nuclei": "guessed from its nuclei"}
@@ -145,8 +145,7 @@ def painted_rim(cell: Image.Image) -> Image.Image:
 
 def with_painted_rim(cell: Image.Image) -> Image.Image:
     """A cell cut out of a smear as it is shown brighter, twice as large."""
-    rim = painted_rim(cell)
-    return Image.alpha_composite(cell.convert("RGBA").resize(rim.size), rim).convert("RGB")
+    return with_rim(cell, painted_rim(cell))
 
 
 @cache
