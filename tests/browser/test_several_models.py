@@ -39,6 +39,10 @@ def test_the_figures_of_every_model_are_in_sight_at_once(visits: Callable[..., A
     page.locator("#card h1").first.wait_for()
     last_model = page.locator(".lk-all-models tbody tr", has_text="efficientnet-b3-cnmc").first.bounding_box()
     assert last_model["y"] + last_model["height"] <= LAPTOP["viewport"]["height"]
+    claim, line = page.locator(".lk-conclusion").evaluate(
+        "one => [one.clientHeight, parseFloat(getComputedStyle(one).lineHeight)]"
+    )
+    assert claim < 1.5 * line, "its last two words stood alone on a second line"
     jumps = page.locator(".lk-jumps").bounding_box()
     title = page.locator(".lk-above-table .lk-verdict").bounding_box()
     assert title["x"] + title["width"] <= jumps["x"], "beside each other"

@@ -60,7 +60,7 @@ EARLIER = "Earlier weights: {} measured on them after an earlier training, not w
 
 def shares(blasts: int, normal: int) -> str:
     """How a claim ends."""
-    return f"{blasts} of 100 blasts and {normal} of 100 normal cells; guessing gives 50 of each."
+    return f"{blasts} of 100 blasts and {normal} of 100 normal cells; guessing gives 50."
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def shares(blasts: int, normal: int) -> str:
          [f"{BEST} {shares(80, 60)}", "a is the best one, clearly better than c and b."]),
         ({"a": release(0.7, labels=("Benign", "Early", "Pre", "Pro"))},
          [f"{WHOSE} a recognised 80 of 100 Benign cells, 60 of 100 Early cells, 70 of 100 Pre cells and "
-          "70 of 100 Pro cells; guessing gives 25 of each."]),
+          "70 of 100 Pro cells; guessing gives 25."]),
         ({"a": release(0.7), "b": release(0.8, data="other people")},
          ["The models were not checked alike on further people.", "Their figures cannot be compared."]),
         ({"a": release(0.7), "b": release(0.8, labels=("Benign", "Early", "Pre", "Pro"))},
@@ -136,7 +136,7 @@ def test_an_older_check_that_counts_by_cell_is_not_compared_with_one_that_counts
     }  # fmt: skip
     for label in ("ALL", "HEM"):
         del older["further_subjects"][f"recall_{label}_by_subject"]
-    said = f"{WHOSE} a recognised 90 of 100 blasts and 40 of 100 normal cells; guessing gives 50 of each."
+    said = f"{WHOSE} a recognised 90 of 100 blasts and 40 of 100 normal cells; guessing gives 50."
     assert conclusion({"a": older}) == [said]
     assert "cannot be compared" in " ".join(conclusion({"a": older, "b": release(0.8)}))
 

@@ -173,7 +173,7 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     assert html.index("How good are these models?") < html.index('class="lk-conclusion">') < html.index("<table>")
     assert what_follows.count("<li>") == 3, "a line for each"
     recognised = "measured (earlier weights) recognised 81 of 100 blasts and 54 of 100 normal cells"
-    assert first_claim.endswith(f"{recognised}; guessing gives 50 of each."), "figures that the table shows"
+    assert first_claim.endswith(f"{recognised}; guessing gives 50."), "figures that the table shows"
     assert "Earlier weights: measured was measured on them after an earlier training" in what_follows
     assert 'href="?model=measured" aria-label="Try measured on a cell"' in first
     assert 'aria-label="84 of 100 blasts, 95 % interval 78 to 89"' in first

@@ -117,7 +117,7 @@ def _most_recognised(checks: Sequence[_OutsideCheck], earlier: Sequence[str]) ->
     recognised = f"{', '.join(before)} and {last}"
     claim = (
         f"Of {best.test.people} further {person} cells, {who} recognised {recognised}; "
-        f"guessing gives {hundred(1 / len(best.test.labels))} of each."
+        f"guessing gives {hundred(1 / len(best.test.labels))}."
     )
     if not others:
         return [claim]
