@@ -79,7 +79,7 @@ def test_on_a_phone_each_model_has_room_above_and_below(visits: Callable[..., An
           texts.selectNodeContents(row.querySelector('.lk-choose') ?? row.firstElementChild)
           const words = texts.getBoundingClientRect()
           const last = row.querySelector('summary') ?? row.lastElementChild
-          texts.selectNodeContents(last.firstElementChild ?? last)
+          texts.selectNodeContents(last.lastElementChild ?? last)
           const box = row.getBoundingClientRect()
           return [words.top - box.top, box.bottom - texts.getBoundingClientRect().bottom]
         })"""

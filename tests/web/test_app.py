@@ -213,8 +213,13 @@ def test_cell_size_alone_has_one_line_for_all_models_tested_on_the_same_people()
     html, _ = evidence(models, names, names[0])
     rows = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:-1]
     assert len(rows) == 4 and ["cell size alone" in row for row in rows] == [False, False, False, True]
-    assert "compare with densenet169-cnmc and efficientnet-b3-cnmc: the same 41 people" in rows[3]
-    assert "AUROC 0.781" in rows[3] and "not given with these models" in rows[3], "none for further people"
+    facts = re.findall("<span>(.*?)</span>", rows[3])
+    assert facts == [
+        "cross-validation: AUROC 0.781",
+        "the same 41 people as densenet169-cnmc and efficientnet-b3-cnmc",
+        "no figure for further people",
+    ]
+    assert rows[3].count("<td") == 1, "one line in place of four cells of which two were empty"
     blocks = html.split('class="lk-models">')[1].split("How to read this table")[0]
     assert blocks.count("0.781") == 1, "on a phone, too"
     order = re.findall(r'data-act="evidence:leukoscope-([\w-]+)"', "".join(rows))
@@ -230,8 +235,8 @@ def test_other_people_have_a_line_of_their_own_for_cell_size_alone(tmp_path: Pat
     (releases[names[1]] / "metrics.json").write_text(json.dumps(metrics))
     html, _ = evidence(ModelCache(releases), names, names[0])
     table = html.split("<tbody>")[1].split("</tbody>")[0]
-    assert "compare with densenet169-cnmc: the same 41 people" in table
-    assert "compare with efficientnet-b3-cnmc: the same 40 people" in table
+    assert "the same 41 people as densenet169-cnmc" in table
+    assert "the same 40 people as efficientnet-b3-cnmc" in table
     del metrics["evaluations"][0]["size_only_baseline"]
     (releases[names[1]] / "metrics.json").write_text(json.dumps(metrics))
     html, _ = evidence(ModelCache(releases), names, names[0])
