@@ -186,6 +186,7 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
         "54 of 100 normal cells",
     ]
     assert "lk-meter" not in lines[1][2]
+    assert "shown below" not in html.split('class="lk-models">')[1], "each head is a name and a link"
     assert re.findall(r"\((\d+–\d+)\)", lines[0][2]) == ["62–96", "34–73"], "intervals in figures"
     assert "maps failed our checks" in lines[0][2] and "maps not checked" in lines[1][2], "in sight"
     folded_heads = re.findall("<dt>(.*?)</dt>", blocks[0])
