@@ -253,6 +253,8 @@ def test_what_was_not_measured_is_said_once() -> None:
     row = html.split("<tbody>")[1].split("</tbody>")[0]
     assert row.count("not measured") == 1 and row.count("<td") == 1
     assert "<span>not measured on people: its data name no people</span>" in row
+    block = html.split('class="lk-models">')[1].split("<details")[0]
+    assert "<small>not measured on people: its data name no people</small>" in block, "on a phone in the same words"
     facts = html.split('<dl class="lk-facts">')[1].split("</dl>")[0]
     assert facts.count("<dt>") == 4 and facts.count("<dd>") == 3, "on a phone, too"
     assert "All its figures<small>healthy donors’ cells</small>" in html, "what else it lacks is not announced"

@@ -141,7 +141,8 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         cross_validated = with_interval(evaluation, "auroc_by_subject")
     labels = list(metrics.get("labels") or ())
     trust_rows = trust.trust_rows(metrics)
-    summary = trust_rows[0].caveat
+    unmeasured = _unmeasured(trust_rows)
+    summary = unmeasured["words"]
     summary_meters: tuple[trust.Meter, ...] = ()
     summary_head = ""
     for head, row in zip(_HEADS_OF_PEOPLE, trust_rows, strict=True):
@@ -170,7 +171,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "colours": {label: colour(label, labels) for label in labels},
         "trust": trust_rows,
-        "unmeasured": _unmeasured(trust_rows),
+        "unmeasured": unmeasured,
         "needs_one_line": not summary_meters and worst_change == _NOT_MEASURED,
         "outside": f"{share(auroc['value'])} ({span(auroc)})" if auroc else _NOT_MEASURED,
         "cross_validated": cross_validated,
