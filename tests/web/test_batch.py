@@ -22,6 +22,7 @@ from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.images import open_bytes
+from leukoscope.data.subjects import find_subjects
 from leukoscope.inference.prediction import Checks, Prediction, Thresholds
 from leukoscope.reports.formatting import encoded
 from leukoscope.web.answer import Picture, ask
@@ -628,7 +629,7 @@ def test_cells_of_unknown_people_have_the_caveat_that_one_cell_has() -> None:
     result = replace(RESULT, rows=rows, metrics=trained)
     assert result.names_of_training == ["7"] and "people called 7" in result.warnings[0]
     page = batch_answer(result)
-    assert "trained on a person called 7. If it is the same person, its answers look better than they are." in page
+    assert "It was trained on a person called 7 and may look better than it is." in page
     assert "<span>UID_7_1</span><span>_2_all</span>" in batch_picture(result), "a name without its folder"
     assert cell_name(result.rows[0]) == "UID_7_1_2_all"
     assert cell_name(replace(result.rows[0], subject="7")) == "7 / UID_7_1_2_all"
@@ -636,6 +637,20 @@ def test_cells_of_unknown_people_have_the_caveat_that_one_cell_has() -> None:
     assert cell_name(long) == "somebod…ong name / cell of the…ide slide 17"
     alike = replace(result, rows=result.rows[:2])
     assert ">7_1_2_all</span>" in batch_picture(alike), "and without what all names begin with"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "said"),
+    [
+        ([f"UID_{person}_{cell}_1_all.bmp" for person in (7, 9) for cell in (1, 2)], "UID_ numbers"),
+        ([f"{person}/{cell}.png" for person in "ab" for cell in (1, 2)], "folders"),
+    ],
+)
+def test_a_caveat_of_guessed_people_is_short(pictures: list[str], said: str) -> None:
+    """Two caveats filled four lines: how far to trust the answer was cut off below them."""
+    guessed_from = find_subjects(pictures, {}, ("ALL", "HEM")).guessed_from
+    page = batch_answer(replace(RESULT, guessed_from=guessed_from))
+    assert f"<li>People are guessed from {said}; a table of files and people is safer.</li>" in page
 
 
 def test_one_reason_for_several_files_is_said_once() -> None:

@@ -80,8 +80,11 @@ MOST_HEIGHT = 200
 OPENED_HEIGHT = 104  # of a person's row above their cells
 FEW_CELLS = 32  # of one row, which need less height
 HEIGHT_OF_FEW = 136
-# What `find_subjects` calls it: a warning has one line.
-_NUMBER_IN_NAME = "the number after UID_ in each file name, as C-NMC 2019 names its cells"
+# What `find_subjects` says that people are guessed from → the same in few words: a warning has one line.
+_GUESSED_FROM = {
+    "the number after UID_ in each file name, as C-NMC 2019 names its cells": "UID_ numbers",
+    "the folder of each picture": "folders",
+}
 _END_OF_WORD = re.compile(r"(?<=[_\- .])")
 # Pixels of all rows together, where that leaves each its least height: in a wide window, and on a phone, where a line
 # with name and answer stands above each person's dots.
@@ -683,18 +686,16 @@ def _caveats(result: BatchResult) -> list[str]:
     names = result.names_of_training
     if names:
         trained_on = f"people called {', '.join(names)}"
-        same = "they are the same people"
         if len(names) == 1:
             trained_on = f"a person called {names[0]}"
-            same = "it is the same person"
         elif result.subjects == names:
             trained_on = "people of these names"
-        lines.append(f"The model was trained on {trained_on}. If {same}, its answers look better than they are.")
+        lines.append(f"It was trained on {trained_on} and may look better than it is.")
     if result.subjects and result.without_subject:
         lines.append(result.without_subject)
     if result.subjects and result.guessed_from:
-        guessed_from = result.guessed_from.replace(_NUMBER_IN_NAME, "UID_ numbers (C-NMC 2019)")
-        lines.append(f"People are guessed from {guessed_from}. A table of files and people is more reliable.")
+        guessed_from = _GUESSED_FROM.get(result.guessed_from, result.guessed_from)
+        lines.append(f"People are guessed from {guessed_from}; a table of files and people is safer.")
     return [*lines, *map(_note_on_people, result.notes)]
 
 
