@@ -41,13 +41,16 @@ def test_colours_are_named_once_for_light_and_once_for_dark() -> None:
 
 
 def test_a_refused_cell_has_one_form_in_a_bar_its_legend_and_the_head_of_a_plot() -> None:
-    """It was hatched in the bar, and a ring in the legend below it."""
+    """It was hatched in the bar, and a ring in the legend below it; a short hollow part of a bar looked like a D."""
     one_rule = (
         r":root \.lk-bar \.lk-unlike,\n"
         r":root \.lk-ends \.lk-unlike::before,\n"
-        r":root \.lk-many b\.lk-unlike::before {\n  background: none;"
+        r":root \.lk-dot\.lk-unlike,\n"
+        r":root \.lk-many b\.lk-unlike::before {\n  background: (color-mix\(.*?\));"
     )
-    assert re.search(one_rule, STYLE)
+    fill = re.search(one_rule, STYLE)
+    assert fill
+    assert f":root .lk-row circle.lk-unlike {{\n  fill: {fill[1]};" in STYLE, "in the plot, too"
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in WEB.glob("*.js")))
