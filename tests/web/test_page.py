@@ -369,11 +369,11 @@ def test_a_smear_is_read_and_a_cell_of_it_leads_back(page: Page) -> None:
     assert isinstance(visit.scene.content, Smear) and text.count('class="lk-box') == 5 and "read by other" in text
     read = visit.scene.content
     text = shown(page, click(page, visit, "cell:1"))
-    assert text.count("Back to the smear") == 2 and ">← Smear</button>" in text and ">Cell 2</span>" in text
+    assert text.count('data-act="back"') == 2 and ">← Smear</button>" in text and ">Cell 2</span>" in text
     assert isinstance(on_stage(visit)[0], Answer) and on_stage(visit)[1] is read
     assert not visit.recent, "it is opened again from its smear"
     assert re.search(r"· \d+ µm², nucleus \d+\s% of it", text)
-    assert text.count('data-act="cell:2"') == 2, "below the answer, and on a phone's stage"
+    assert text.count('data-act="cell:2"') == 2, "below the answer, and on a phone below the picture"
     list(click(page, visit, "view:turned"))
     next_text = shown(page, click(page, visit, "cell:2"))
     assert ">Cell 3</span>" in next_text and "lk-shows-turned" in next_text and on_stage(visit)[1] is read
