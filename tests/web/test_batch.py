@@ -473,7 +473,7 @@ def test_each_clause_of_a_verdict_is_kept_together_and_all_counts_are_figures() 
     page = batch_answer(replace(RESULT, metrics={}))
     verdict_of = page[page.index("lk-verdict") :].split("</h2>")[0]
     assert re.findall(r'lk-clause">([^<]+)</span>', verdict_of) == ["2 look like blasts,", "2 normal"]
-    assert ">tiny · 4 cells of 2 people<" in page
+    assert ">model tiny · 4 cells of 2 people<" in page
 
 
 def test_a_batch_speaks_of_people_and_sets_off_every_percent_sign() -> None:
