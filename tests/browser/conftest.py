@@ -89,7 +89,7 @@ class Visit:
 
     def act(self, name: str) -> None:
         """Click what does this."""
-        self.page.locator(f'[data-act="{name}"]').first.click()
+        self.page.locator(f'[data-act="{name}"]:visible').first.click()
 
     def shows(self, caption: str) -> None:
         """Wait until a picture of this caption is on the stage."""

@@ -222,7 +222,7 @@ def test_a_smear_and_its_cells_stand_on_the_same_stage(visits: Callable[..., Any
     assert len(rows) == 5 and {row["notice"] for row in rows} == {RESEARCH_NOTICE}
     visit.page.locator("#picture button.lk-box").first.click()
     visit.shows("Cell 1")
-    in_view(visit, "#picture .lk-both", VERDICT, "[data-act=back]")
+    in_view(visit, "#picture .lk-both", VERDICT, "[data-act=back]:visible")
     visit.act("back")
     visit.page.locator("#picture button.lk-box").nth(3).wait_for()
 
@@ -256,7 +256,7 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     visit.page.locator("#picture details.lk-subject[open]").wait_for()
     assert visit.page.locator("[data-act=back]").count() == 0, "a dot of a closed row opens the row"
     dot.click()
-    visit.page.locator("[data-act=back]").wait_for()
+    visit.page.locator("[data-act=back]:visible").wait_for()
     visit.page.locator("#answer .lk-model", has_text=re.compile(r"P\d / ")).wait_for()
     assert not visit.page.locator("#picture .lk-caption > span").is_visible(), "its person and file are said once"
     visit.act("back")
@@ -266,7 +266,7 @@ def test_many_cells_go_from_a_zip_to_subjects_a_cell_and_a_table(visits: Callabl
     # By keyboard, cells are reached behind their row.
     visit.page.locator("#picture summary").first.press("Enter")
     visit.page.locator("#picture .lk-grid button").first.press("Enter")
-    visit.page.locator("[data-act=back]").wait_for()
+    visit.page.locator("[data-act=back]:visible").wait_for()
     visit.act("back")
     visit.page.locator("#picture details.lk-subject[open] .lk-grid button").first.wait_for()
     assert visit.page.locator("#picture details.lk-subject[open]").count() == 1, "the row that was open, no other"
@@ -682,7 +682,7 @@ def test_a_finger_on_a_dot_opens_its_row(visits: Callable[..., Any], cells: Path
     assert visit.page.locator("#picture [data-act=back]").count() == 0
 
 
-def test_on_a_phone_the_next_example_is_one_press_away_on_the_stage(visits: Callable[..., Any]) -> None:
+def test_on_a_phone_the_next_example_is_one_press_away(visits: Callable[..., Any]) -> None:
     visit = visits(**PHONE)
     visit.act("example:5")
     visit.page.wait_for_url("**example=5")
