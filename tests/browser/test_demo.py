@@ -611,6 +611,25 @@ def test_a_cell_that_is_shown_as_it_is_is_called_so(visits: Callable[..., Any]) 
     assert (button.inner_text(), button.get_attribute("aria-pressed")) == ("shown as it is", "false")
 
 
+def test_one_tile_is_ringed_wherever_the_pointer_rests(visits: Callable[..., Any], cell: Path) -> None:
+    """The tile that had been pressed kept a violet ring under the pointer: two looked chosen."""
+    visit = visits()
+    visit.page.locator("#tiles [data-act='example:4']").click()
+    visit.page.locator("#tiles [data-act='example:4'][aria-pressed=true]").wait_for()
+    upload(visit, cell)
+    visit.page.locator("#tiles [aria-pressed=true]:not([data-act='example:4'])").wait_for()
+    visit.page.wait_for_timeout(300)
+    ringed = """() => {
+      const tiles = [...document.querySelectorAll('#tiles .lk-tile')]
+      const violet = getComputedStyle(tiles.find((tile) => tile.ariaPressed === 'true')).borderColor
+      return tiles.filter((tile) => getComputedStyle(tile).borderColor === violet
+        || getComputedStyle(tile).outlineStyle !== 'none').map((tile) => tile.ariaPressed)
+    }"""
+    assert visit.page.evaluate(ringed) == ["true"]
+    visit.page.keyboard.press("Tab")
+    assert sorted(visit.page.evaluate(ringed)) == ["false", "true"], "the ring of the keyboard is seen"
+
+
 def test_a_screen_reader_is_told_in_words_that_an_answer_came(visits: Callable[..., Any]) -> None:
     """It was told "common.complete", a key that Gradio has no words for."""
     visit = visits()
