@@ -275,7 +275,7 @@ def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:
 
 
 def test_the_worst_change_is_said_in_plain_words() -> None:
-    assert worst_change_text({"robustness": ROBUSTNESS}) == "another class for 11 (6–22) of 100 cells when 10 % larger"
+    assert worst_change_text({"robustness": ROBUSTNESS}) == "11 (6–22) of 100 cells change class when 10 % larger"
     assert worst_change_text({}) == "not measured"
     metrics = json.loads((ROOT / "model_card" / "leukoscope-efficientnet-b3-cnmc" / "metrics.json").read_text())
     assert worst_change_text(metrics).endswith("when blurred (σ 1 px); measured on 9 of these 41 people")

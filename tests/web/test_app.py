@@ -158,7 +158,7 @@ def test_the_table_of_all_models_shows_small_changes_and_each_person(tiny_releas
     html, _ = evidence(models, list(models.names), "measured")
     first, second = html.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:2]
     assert '<b class="lk-mean">mean 84</b>' in html and '<b class="lk-mean">mean 78</b>' in html
-    worst = "another class for 23 (18\u2060–\u206029) of 100 cells when 15\u00a0% less saturated"
+    worst = "23 (18\u2060–\u206029) of 100 cells change class when 15\u00a0% less saturated"
     assert worst in first
     assert "not measured" in html.split("<dt>most class changes</dt>")[2].split("</dd>")[0], "of each model"
     assert html.split("<thead>")[1].split("</thead>")[0].count("<th ") == 5

@@ -352,7 +352,7 @@ def worst_change_text(metrics: Mapping[str, Any]) -> str:
         return "not measured"
     worst = release_tables.worst_of_families(block, "class_changed")[0]
     cells = of_100(worst["class_changed"], (worst.get("intervals") or {}).get("class_changed"))
-    sentence = f"another class for {cells} of 100 cells when {worst['shows']}"
+    sentence = f"{cells} of 100 cells change class when {worst['shows']}"
     fewer = _measured_on_fewer(metrics)
     if fewer:
         sentence += f"; measured on {fewer}"
