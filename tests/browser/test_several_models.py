@@ -43,6 +43,10 @@ def test_the_figures_of_every_model_are_in_sight_at_once(visits: Callable[..., A
         "one => [one.clientHeight, parseFloat(getComputedStyle(one).lineHeight)]"
     )
     assert claim < 1.5 * line, "its last two words stood alone on a second line"
+    names = page.locator(".lk-all-models tbody th").evaluate_all(
+        "all => all.map(one => getComputedStyle(one.querySelector('button') ?? one).fontSize)"
+    )
+    assert len(names) == 4 and len(set(names)) == 1, names
     jumps = page.locator(".lk-jumps").bounding_box()
     title = page.locator(".lk-above-table .lk-verdict").bounding_box()
     assert title["x"] + title["width"] <= jumps["x"], "beside each other"
