@@ -164,9 +164,10 @@ def _columns(pictures: int, shape: float) -> int:
 def batch_picture(result: BatchResult) -> Markup:
     """The left of the stage: a row of dots for each person, or one for all; behind a row are its cells."""
     is_read = not result.unread or result.stopped
+    too_few = _with_too_few_cells(result)
     groups: list[str | None] = [None]
     if result.subjects:
-        groups = [*_in_order(result)]
+        groups = [*_in_order(result, too_few)]
         if any(not row.subject for _, row in result.cells) or "" in result.unread:
             groups.append("")
     cells_of_row = [_cells(result, subject) for subject in groups]
@@ -175,7 +176,6 @@ def batch_picture(result: BatchResult) -> Markup:
     if len(groups) > 1:
         cells_a_row = max(LEAST_SHOWN, SHOWN_CELLS // len(groups))
     is_every_person_known = set(result.subjects) <= result.trained_on
-    too_few = _with_too_few_cells(result)
     # Where all rows have their least height, a line more leaves them as high as they are.
     is_said_once = bool(too_few) and len(groups) * LEAST_HEIGHT >= ALL_ROWS
     short_names = _short_names([row.name for row in result.rows])
@@ -197,7 +197,7 @@ def batch_picture(result: BatchResult) -> Markup:
                 # Where that is asked of every person, the answer says so once.
                 "in_training": subject in result.trained_on and not is_every_person_known,
                 "waits": not cells and bool(result.unread) and not result.stopped,
-                "heading": _too_few_text(result) if is_said_once and subject == too_few[0] else "",
+                "heading": _too_few_text(result, len(too_few)) if is_said_once and subject == too_few[0] else "",
                 "answer": _row_answer(result, subject, is_said_once and subject in too_few) if subject else None,
                 "sentences": person_sentences(result, subject) if subject else [],
                 "words": _counts_words([row for _, row in cells]) or "no cell read yet",
@@ -226,9 +226,8 @@ def batch_picture(result: BatchResult) -> Markup:
     )
 
 
-def _in_order(result: BatchResult) -> list[str]:
+def _in_order(result: BatchResult, too_few: Sequence[str]) -> list[str]:
     """Every known person, by name, those with too few cells last: while cells are read and after it the same."""
-    too_few = _with_too_few_cells(result)
     return [*(subject for subject in result.subjects if subject not in too_few), *too_few]
 
 
@@ -241,12 +240,11 @@ def _with_too_few_cells(result: BatchResult) -> list[str]:
     return [subject for subject in result.subjects if given[subject] < result.rule.least_cells]
 
 
-def _too_few_text(result: BatchResult) -> str:
-    """Why people have no answer, above their rows."""
+def _too_few_text(result: BatchResult, people: int) -> str:
+    """Why so many people have no answer, above their rows."""
     assert result.rule is not None, "else nobody has too few cells"
     least = result.rule.least_cells
-    people = _people(len(_with_too_few_cells(result)))
-    return f"No answer about these {people}: each has fewer than {least} cells."
+    return f"No answer about these {_people(people)}: each has fewer than {least} cells."
 
 
 def _row_answer(result: BatchResult, subject: str, reason_stands_above: bool) -> PersonAnswer:
