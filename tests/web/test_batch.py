@@ -243,8 +243,8 @@ def test_each_person_has_a_row_of_dots_and_refused_cells_are_hollow_in_their_own
     head = zoned[zoned.index("lk-cells-axis") : zoned.index("<details" if "<details" in zoned else "lk-subject")]
     words = re.sub("<[^>]*>", " ", head.partition(">")[2]).split()
     assert " ".join(words) == (
-        "Each dot is one cell. The further right, the more probably it is a blast. "
-        "normal blasts grey band, 20–80 %: the model is not sure ringed: wrong by your labels "
+        "Each dot is one cell; further right: more probably a blast. "
+        "normal blasts grey band, 20–80 %: not sure ringed: wrong by your labels "
         "Person unlike 0 % 50 % 100 % blast Answer"
     )
 

@@ -293,9 +293,9 @@ def _axis(result: BatchResult) -> dict[str, Any]:
     """What the place and the colour of a dot mean, and which part of the axis gives no class."""
     classes: Sequence[str] = result.classes
     highest = percent(1.0)
-    to_the_right = "the more probable is its class"
+    to_the_right = "its class is more probable"
     if len(classes) == 2:
-        to_the_right = f"the more probably it is {_with_article(result.positive)}"
+        to_the_right = f"more probably {_with_article(result.positive)}"
         highest = f"{highest} {_kind(result.positive, 1)}"
         classes = sorted(classes, key=lambda label: label == result.positive)
     legend = [_legend_part(_kind(label), colour(label, classes)) for label in classes]
@@ -304,13 +304,13 @@ def _axis(result: BatchResult) -> dict[str, Any]:
     unsure = _unsure_band(result)
     if unsure:
         zone = {"from": unsure[0] * AXIS_END, "to": unsure[1] * AXIS_END}
-        band = f"grey band, {_span(unsure, digits_of_limit(unsure[1]))}: the model is not sure"
+        band = f"grey band, {_span(unsure, digits_of_limit(unsure[1]))}: not sure"
         legend.append(_legend_part(band, grey, "lk-in-band"))
     if result.wrong:
         legend.append(_legend_part("ringed: wrong by your labels", "", "lk-ringed"))
     return {
         "end": AXIS_END,
-        "caption": f"Each dot is one cell. The further right, {to_the_right}.",
+        "caption": f"Each dot is one cell; further right: {to_the_right}.",
         "legend": legend,
         "figures": [percent(0.0), percent(0.5), highest],
         "unlike": _legend_part(UNLIKE_TRAINING, grey, form(OUT_OF_DISTRIBUTION)),
