@@ -276,14 +276,23 @@ def test_the_plot_names_the_unit_of_each_release() -> None:
     names = ("densenet169-cnmc", "densenet201-ball4")
     models = ModelCache({name: ROOT / "model_card" / f"leukoscope-{name}" for name in names})
     people, blocks = (evidence(models, list(names), name)[0].split('id="lk-each-person"')[1] for name in names)
-    assert "Each person: of 100 cells, how many are recognised" in people and "block" not in people
+    assert "Each person in cross-validation: of 100 cells, how many are recognised" in people and "block" not in people
     assert "28 people</span>" in people, "the table says their mean"
-    assert "Each block of pictures: of 100 fields of view, how many are recognised" in blocks
+    assert "Each block of pictures in cross-validation: of 100 fields of view, how many are recognised" in blocks
     assert blocks.count("blocks, not people</span>") == 4
     assert 'title="block Benign-00: 100 of 100 of 37 fields of view"' in blocks
     plot = blocks.split("<figcaption")[0]
     assert "cells" not in plot and "Each dot is a block of fields of view, not a person: no figure here says" in plot
     assert "no figure here says" not in people
+
+
+def test_the_plot_says_cross_validation_only_where_it_shows_one(tmp_path: Path) -> None:
+    tested = shutil.copytree(ROOT / "model_card" / "leukoscope-densenet169-cnmc", tmp_path / "tested")
+    metrics = json.loads((tested / "metrics.json").read_text())
+    del metrics["evaluations"][0]["folds"]
+    (tested / "metrics.json").write_text(json.dumps(metrics))
+    html, _ = evidence(ModelCache({"tested": tested}), ["tested"], "tested")
+    assert "Each person in the test: of 100 cells, how many are recognised" in html
 
 
 def test_an_address_that_cannot_be_listened_at_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def evidence(models: ModelCache, names: list[str], chosen: str) -> tuple[Markup,
     lines = conclusion({text.short_name(name): release.metrics for name, release in releases.items()})
     html = render(
         "evidence.html", rows=rows, size_alone=_size_alone(releases), names=names, chosen=chosen, unknown=unknown,
-        figures=figures, subjects=subjects, subjects_test="cross-validation" if evaluation.get("folds") else "test",
+        figures=figures, subjects=subjects, subjects_test="cross-validation" if evaluation.get("folds") else "the test",
         changes=_small_changes(metrics), conclusion=[_unbroken(line) for line in lines],
     )  # fmt: skip
     return html, card
