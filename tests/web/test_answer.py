@@ -163,7 +163,7 @@ def test_an_answer_is_read_from_the_model_to_how_far_to_trust_it(cell: Row) -> N
     assert places == sorted(places)
     assert "var(--lk-class-0)" in page, "a blast's colour"
     assert re.search(r"Of 100 cells that it calls ALL, \d+ were ALL: \d+ unseen people", page)
-    assert re.search(r"\d+ further people: no weights were trained on them; .* chosen with them in view\.", page)
+    assert re.search(r"no weights were trained on these \d+ people, .* chosen after looking at their results\.", page)
 
 
 def test_how_far_to_trust_is_measured_on_further_people_first(cell: Row) -> None:
