@@ -101,6 +101,34 @@ def test_the_card_s_columns_start_at_the_same_height_and_have_the_same_gaps(visi
     assert len(gaps) >= 4 and max(gaps) - min(gaps) < 1, gaps
 
 
+@pytest.mark.parametrize("look", LOOKS, ids=["laptop", "phone"])
+def test_words_have_the_sizes_of_the_page_in_the_card_too(visits: Callable[..., Any], look: dict[str, Any]) -> None:
+    """Gradio's 14 px stood below the page's 15."""
+    page = opened(visits, "Evidence", "#card h1", **look)
+    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    verdict = 24 if look.get("is_mobile") else 28
+    assert sizes_of_words(page) == {13, 15, 18, verdict}
+    card = {
+        tag: page.locator(f"#card {tag}").first.evaluate("one => getComputedStyle(one).fontSize")
+        for tag in ("h1", "p", "li", "td", "code", "pre code")
+    }
+    assert card == {"h1": "18px", "p": "15px", "li": "15px", "td": "13px", "code": "13px", "pre code": "13px"}
+    page.get_by_role("link", name="API").first.click()
+    page.locator("#api pre").first.wait_for()
+    assert sizes_of_words(page) <= {13, 15, 18, verdict}
+
+
+def sizes_of_words(page: Any) -> set[float]:
+    """The sizes of all words in sight, in pixels."""
+    sizes = page.evaluate(
+        """() => [...document.querySelectorAll('body *')]
+          .filter(one => one.checkVisibility())
+          .filter(one => [...one.childNodes].some(part => part.nodeType === 3 && part.data.trim()))
+          .map(one => parseFloat(getComputedStyle(one).fontSize))"""
+    )
+    return set(sizes)
+
+
 def cut_lines(page: Any, code: str) -> list[str]:
     """The pieces of code of which a line is cut."""
     return page.locator(code).evaluate_all(
