@@ -842,6 +842,8 @@ def test_a_model_that_the_visitor_chose_is_said_to_be_with_the_next_picture(page
     assert "<b>other</b>\u00a0· chosen" in shown(page, click(page, visit, "row:1"))
     assert "<b>other</b>\u00a0· chosen" in shown(page, click(page, visit, "example:2"))
     assert "<b>other</b>\u00a0· chosen" in shown(page, click(page, visit, "smear"))
+    assert "<b>other</b>\u00a0· chosen" in shown(page, click(page, visit, "cell:1")), "of one of its cells, too"
+    assert "<b>other</b>\u00a0· chosen" in shown(page, click(page, visit, "people")), "and of a batch"
     list(click(page, visit, "example:2"))
     list(click(page, visit, "row:1"))
     assert visit.scene.model == "one" and "· chosen" not in shown(page, click(page, visit, "example:3"))

@@ -339,7 +339,7 @@ class Row:
     def borderline(self) -> str:
         """Under which changes of 5 % the answer is another, or in how many larger ones a class; "" for none."""
         sentence = text.borderline_text(self.known)
-        if not sentence and self.gives_a_class:
+        if not sentence and not self.refused:
             sentence = text.changes_text(self.known)
         return sentence
 

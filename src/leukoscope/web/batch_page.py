@@ -93,8 +93,11 @@ ALL_ROWS_NARROW = 254
 NAME_LINE = 28
 
 
-def progress(result: BatchResult, *, waits: str = "") -> Markup:
-    """How many pictures of a batch are predicted, and what is known so far; `waits` says what it waits for."""
+def progress(result: BatchResult, *, waits: str = "", is_chosen: bool = False) -> Markup:
+    """How many pictures of a batch are predicted, and what is known so far.
+
+    `waits` says what it waits for; `is_chosen`: whether the visitor chose its model, which is not the first one.
+    """
     seconds_left = None
     if 0 < result.done < result.total:
         seconds_left = max(1, round(result.seconds / result.done * (result.total - result.done)))
@@ -107,6 +110,7 @@ def progress(result: BatchResult, *, waits: str = "") -> Markup:
         caveats=_caveats(result),
         counts=_counts(result),
         model=result.model,
+        is_chosen=is_chosen,
         sentence=waits or _progress_sentence(result),
         trust=trust.trust_rows(result.metrics) if result.metrics else [],
         labels=result.classes,
@@ -534,6 +538,7 @@ def batch_answer(
     least_cells: Mapping[str, int | None] | None = None,
     address: Address = NO_ADDRESS,
     is_given_last: bool = False,
+    is_chosen: bool = False,
 ) -> Markup:
     """The right of the stage: what follows for people or cells, counts, metrics on labels, wrong cells, problems.
 
@@ -544,6 +549,7 @@ def batch_answer(
             known.
         address: by which the browser finds it again.
         is_given_last: nothing was given after it, so the browser can send its files again.
+        is_chosen: whether the visitor chose its model, which is not the first one.
     """
     measured = measured_on_labels(result)
     problems = _problems(result)
@@ -558,6 +564,7 @@ def batch_answer(
     return render(
         "batch.html",
         model=result.model,
+        is_chosen=is_chosen,
         given=_given_text(result),
         without_answer=_number_without_answer(result),
         verdict=answered.sentence,

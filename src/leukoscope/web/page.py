@@ -378,12 +378,12 @@ class Page:
         """The right of the stage."""
         scene = visit.scene
         address = Address(self._example(visit), scene.number, scene.cell)
+        is_chosen = scene.model == visit.chosen != self._first_model
         if isinstance(scene.content, Smear):
             others = self._others_for_smear(visit, scene.content)
-            is_chosen = scene.model == visit.chosen and scene.model != self._first_model
             return smear_page.smear_answer(scene.content, others, address=address, is_chosen=is_chosen)
         if isinstance(scene.content, BatchResult) and scene.content.is_reading:
-            return batch_page.progress(scene.content)
+            return batch_page.progress(scene.content, is_chosen=is_chosen)
         if isinstance(scene.content, BatchResult):
             readers = self._others_for_batch(visit, scene.content)
             is_given_last = scene.number == visit.given
@@ -394,6 +394,7 @@ class Page:
                 least_cells={name: self.models.least_cells(name) for name in readers},
                 address=address,
                 is_given_last=is_given_last,
+                is_chosen=is_chosen,
             )
         if scene.content is None:
             return invitation("Give a picture, or pick one below")
@@ -409,7 +410,7 @@ class Page:
             asked_next=asked_next,
             readers=[name for name in self._smear_readers(visit) if name not in asked_next],
             next_cell=_next_cell(scene),
-            first_model=self._first_model,
+            is_chosen=is_chosen,
         )
 
     @property

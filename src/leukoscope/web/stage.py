@@ -188,7 +188,7 @@ def cell_answer(
     asked_next: Sequence[str] = (),
     readers: Sequence[str] = (),
     next_cell: int | None = None,
-    first_model: str = "",
+    is_chosen: bool = False,
 ) -> Markup:
     """The right of the stage: the open model's answer, then a line for each other model.
 
@@ -197,7 +197,7 @@ def cell_answer(
         asked_next: models whose answers for a smear's cell follow.
         readers: models that can read the smear that it was opened from.
         next_cell: number of the smear's cell after it; None for no other.
-        first_model: the model that answers where the visitor chose none.
+        is_chosen: whether the visitor chose its model, which is not the first one.
     """
     row = None
     if opened < len(answer.rows):
@@ -220,13 +220,13 @@ def cell_answer(
         answer=answer,
         others=others,
         opened=_opened(row) if row is not None and row.prediction is not None else None,
-        working=not answer.complete or row is None or (row.changes_pending and row.gives_a_class),
+        working=not answer.complete or row is None or row.changes_pending,
         name=name,
         address=address,
         waiting=[*answer.waiting, *asked_next],
         readers=readers,
         next_cell=next_cell,
-        is_chosen=row is not None and row.model == answer.chosen and row.model != first_model,
+        is_chosen=is_chosen,
     )
 
 
@@ -297,7 +297,7 @@ def _opened(row: Row) -> dict[str, Any]:
     }
 
 
-ABOUT_MAPS = ("This map", "Its maps")  # topics of `facts`
+ABOUT_MAPS = ("Map", "Check of its maps")  # topics of `facts`
 
 
 def facts(row: Row, label: str) -> dict[str, str]:
@@ -309,8 +309,8 @@ def facts(row: Row, label: str) -> dict[str, str]:
         row.caution_of_nuclei(),
     ]
     return {
-        "This map": " ".join(sentence for sentence in map_sentences if sentence),
-        "Its maps": f"{check.text} {text.MAP_CAVEATS[check.method]}" if row.maps else "",
+        "Map": " ".join(sentence for sentence in map_sentences if sentence),
+        "Check of its maps": f"{check.text} {text.MAP_CAVEATS[check.method]}" if row.maps else "",
         "Its answers": text.trust_text(row.known.decision, row.metrics),
         "Further people": trust.about_further_people(row.metrics),
         "Model": f"{row.model}, {row.known.revision[:12] or 'local files'}",

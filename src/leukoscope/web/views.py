@@ -219,7 +219,7 @@ def _draw_covered(shown: Shown) -> Markup:
         sentence = "No nucleus is told apart in this picture."
     elif all(form.refused for form in forms.values()):
         sentence = (
-            f"A covered cell is unlike the training cells: no class. How much {called} changes shows what counts."
+            f"A covered cell is unlike the training cells: no class. That alone can change the figure for {called}."
         )
         is_said_above = True
     forms_of_cell = []
