@@ -150,7 +150,9 @@ def test_the_heads_of_the_small_changes_name_the_greys_of_the_bars(visits: Calla
     page = opened(visits, "Evidence", "#card h1")
     heads = page.locator(".lk-changes thead :is(th, td)")
     words = [text.strip() for text in heads.all_inner_texts()]
-    assert words == ["the picture is", "another class", "not sure", "refused", "the same answer"]
+    assert words == ["the picture is", "another class", "not sure", "refused", "the same answer", ""]
+    lines = page.locator(".lk-changes thead th").evaluate_all("heads => heads.map(head => head.clientHeight)")
+    assert max(lines) < 40, "each on one line"
     greys = page.locator(".lk-changes thead .lk-key").evaluate_all(
         "keys => keys.map(key => getComputedStyle(key).backgroundColor)"
     )
@@ -161,9 +163,16 @@ def test_the_heads_of_the_small_changes_name_the_greys_of_the_bars(visits: Calla
         .evaluate_all("parts => parts.map(part => part.getBoundingClientRect().height)")
     )
     assert max(heights) - min(heights) < 1, "one scale"
-    bar = page.locator(".lk-changes .lk-bar").first.bounding_box()
-    assert abs(bar["x"] - heads.last.locator("i").bounding_box()["x"]) < 1
-    assert page.locator(".lk-changes tbody tr").first.locator("td").first.inner_text() == "13"
+    first_row = page.locator(".lk-changes tbody tr").first.locator("td").all_inner_texts()
+    assert first_row[:4] == ["13", "15", "0", "72"], "all of 100 cells"
+
+
+def test_on_a_phone_the_small_changes_have_heads_of_two_lines_and_rows_of_one(visits: Callable[..., Any]) -> None:
+    page = opened(visits, "Evidence", "#card h1", **PHONE)
+    page.get_by_role("button", name="Small changes").click()
+    heights = page.locator(".lk-changes tr").evaluate_all("rows => rows.map(row => row.clientHeight)")
+    assert heights[0] < 56 and max(heights[1:]) < 32
+    assert page.locator(".lk-changes thead th").last.inner_text().strip().split() == ["the", "same", "answer"]
 
 
 def test_the_model_whose_figures_follow_is_chosen_and_seen_in_the_table(visits: Callable[..., Any]) -> None:

@@ -237,6 +237,7 @@ def _small_changes(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
             "another class": change["class_changed"], "not sure": change["abstained"], "refused": change["refused"],
         }  # fmt: skip
         numbers = {words: round(100 * share) for words, share in shares.items()}
+        numbers["the same answer"] = max(0, 100 - sum(numbers.values()))
         bars.append({"shows": _unbroken(change["shows"]), "numbers": numbers})
     return {"cells": count(block["cells"]), "people": block["subjects"], "bars": bars}
 
