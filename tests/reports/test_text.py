@@ -250,13 +250,11 @@ def test_a_class_is_told_by_the_percentage_that_stands_beside_it() -> None:
 
 def test_a_refused_picture_is_told_how_far_it_is_from_the_training_cells() -> None:
     far = Decision("out of distribution", (Reason("ood_texture", 12.34, 1.0),))
-    assert foreign_text(far).startswith(
-        "Its texture is unlike that of the training cells. The whole picture's distance"
-    )
-    assert "is 12 times the limit" in foreign_text(far)
+    assert foreign_text(far).startswith("Its texture is unlike that of the training cells. As a whole it is")
+    assert "is 12 times as far from them as the limit allows" in foreign_text(far)
     assert "OOD score" not in foreign_text(far)
     near = Decision("out of distribution", (Reason("ood_texture", 1.04, 1.0),))
-    assert " 1.04 times the limit" in foreign_text(near)
+    assert " 1.04 times as far from them as the limit" in foreign_text(near)
 
 
 def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:

@@ -333,7 +333,7 @@ def test_a_refused_picture_says_what_sets_it_apart_and_not_how_many_blasts_are_r
     page = unescape(stage.cell_answer(Answer(foreign, (row,)), 0))
     assert row.distances is not None and list(row.distances) == ["colour", "texture", "shape"]
     assert all(f"{distance:.1f} ×" in page for distance in row.distances.values())
-    assert "times the limit; 98 of 100 cells" in page and "OOD score" not in page and "What helps" in page
+    assert "as the limit allows; 98 of 100 cells" in page and "OOD score" not in page and "What helps" in page
     assert "How far to trust it" not in page
     picture = stage.cell_picture(row, forms={})
     assert "lk-map" not in picture and "data-act" not in picture

@@ -45,8 +45,8 @@ FOREIGN_VERDICT = "No class: unlike the cells it knows"
 NO_CELL_VERDICT = "No class: no cell cut out on black"
 NOTHING_FOUND = "No white blood cell found"
 FOREIGN_SENTENCE = (
-    "Its {part} is unlike that of the training cells. The whole picture's distance from them is {times} times the "
-    "limit; 98 of 100 cells of their kind stay below it. This happens with another stain, microscope or kind of cell."
+    "Its {part} is unlike that of the training cells. As a whole it is {times} times as far from them as the limit "
+    "allows; 98 of 100 cells of their kind stay below it. This happens with another stain, microscope or kind of cell."
 )
 # From this probability on, the text says "Looks like" rather than "Probably".
 FIRM = 0.9
