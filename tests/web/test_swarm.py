@@ -51,5 +51,20 @@ def test_a_dot_and_its_whole_circle_lie_on_its_own_side_of_a_border(limit: float
             assert 260 * beyond >= min(radius, 260 * (2 * limit - 1) / 2, 260 * (1 - limit) / 2) - 1e-6
 
 
+@pytest.mark.parametrize(("dots", "columns"), [(1, 1), (3, 1), (4, 2), (12, 4), (30, 6)])
+def test_dots_whose_shares_mean_nothing_stand_in_few_columns_in_the_middle(dots: int, columns: int) -> None:
+    """They were spread sideways, as if that meant something."""
+    space = Space([0.5] * dots, 78, 40, stacked=True)
+    radius = common_radius([space])
+    centres = swarm(space, radius)
+    across = sorted({x for x, _ in centres})
+    assert radius == RADII[0] and len(across) == columns
+    assert across[0] + across[-1] == pytest.approx(1), "in the middle"
+    for (x, y), (other_x, other_y) in combinations(centres, 2):
+        assert math.hypot(78 * (x - other_x), 40 * (y - other_y)) >= 2 * radius * LEAST_APART - 1e-6
+    for x, y in centres:
+        assert radius - 1e-6 <= 40 * y <= 40 - radius + 1e-6 and radius <= 78 * x <= 78 - radius
+
+
 def test_no_dot_is_no_plot() -> None:
     assert swarm(Space([], 270, 48), 4) == []

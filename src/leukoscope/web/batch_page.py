@@ -372,7 +372,7 @@ def _narrow_dots(result: BatchResult, rows: int) -> float:
 
 
 def _spaces(result: BatchResult, cells: Sequence[tuple[int, BatchRow]], rows: int) -> tuple[Space, Space]:
-    """The dots of a row: those by their probability, and the refused ones, which stand anywhere in their own place."""
+    """The dots of a row: those by their probability, and the refused ones, stacked in their own place."""
     height = _row_height(ALL_ROWS / rows) - 8
     if _are_few(result, rows):
         height = HEIGHT_OF_FEW - 8
@@ -380,7 +380,7 @@ def _spaces(result: BatchResult, cells: Sequence[tuple[int, BatchRow]], rows: in
     refused = len(cells) - len(shares)
     return (
         Space(shares, WIDTH * AXIS_END, height, borders=_borders(result)),
-        Space([(place + 0.5) / refused for place in range(refused)], WIDTH * (1 - REFUSED_FROM), height),
+        Space([0.5] * refused, WIDTH * (1 - REFUSED_FROM), height, stacked=True),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections import Counter
 from collections.abc import Sequence
@@ -23,12 +24,14 @@ class Space:
         width, height: in pixels, of the narrowest window that the page is designed for; in a wider one the dots lie
             further apart.
         borders: shares, ascending, on each side of which dots mean something else: every dot lies on its own side.
+        stacked: the shares mean nothing: all dots stand in the middle, in as few columns as hold them.
     """
 
     shares: Sequence[float]
     width: float
     height: float
     borders: Sequence[float] = ()
+    stacked: bool = False
 
 
 def common_radius(spaces: Sequence[Space]) -> float:
@@ -77,8 +80,20 @@ def _tallest(columns: Sequence[float]) -> int:
 
 def _columns(space: Space, radius: float) -> list[float]:
     """The middle of each dot's column, the nearest one on its side of the borders, as a share of the width."""
+    if space.stacked:
+        return _columns_of_stack(space, radius)
     parts = _parts(space, radius)
     return [min(parts[bisect(space.borders, share)], key=lambda x: abs(x - share)) for share in space.shares]
+
+
+def _columns_of_stack(space: Space, radius: float) -> list[float]:
+    """The middle of each dot's column where all columns stand beside each other in the middle of the width."""
+    dots = len(space.shares)
+    step = _step(radius)
+    dots_of_column = 1 + max(0, int((space.height - 2 * radius) // step))
+    columns = min(math.ceil(dots / dots_of_column), max(1, int(space.width // step)))
+    middles = [0.5 + (column - (columns - 1) / 2) * step / space.width for column in range(columns)]
+    return [middles[dot % columns] for dot in range(dots)]
 
 
 def _parts(space: Space, radius: float) -> list[list[float]]:
