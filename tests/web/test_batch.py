@@ -505,6 +505,15 @@ def test_that_no_person_will_have_an_answer_is_said_from_the_start() -> None:
     assert "will follow" not in progress(replace(few, unread={"2": 2}, total=3))
 
 
+def test_how_many_people_can_have_an_answer_is_said_from_the_start() -> None:
+    """That a person's answer follows stood beside "No answer about these 12 people"."""
+    first = RESULT.rows[:1]
+    some = replace(RESULT, rows=first, metrics=JUDGED, unread={"2": 2}, total=3)
+    assert "2 cells like its training cells: at most 1 of 2 people can get one, once" in progress(some)
+    every = replace(some, unread={"1": 1, "2": 2}, total=4)
+    assert "A person’s answer follows once all of their pictures are predicted." in progress(every)
+
+
 def test_the_tile_of_a_batch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     result = replace(RESULT)
     first = batch_tile("recent:0", result, False)

@@ -122,14 +122,20 @@ def _progress_sentence(result: BatchResult) -> str:
     """What will be said of people: it stands where the answer says it."""
     if result.rule is None or not result.subjects:
         return _people_hint(result)
-    most = max(len(result.by_subject.get(subject, ())) + result.unread.get(subject, 0) for subject in result.subjects)
     least = result.rule.least_cells
-    if most < least:
+    people = len(result.subjects)
+    answered = people - len(_with_too_few_cells(result))
+    if not answered:
+        most = max(_given_cells(result).values())
         return (
             f"No answer about any person will follow. An answer needs {least} cells like its training cells; none has "
             f"more than {_count_text(most, 'picture')}."
         )
-    return "A person’s answer follows once all of their pictures are predicted."
+    once = "once all of their pictures are predicted"
+    if answered == people:
+        return f"A person’s answer follows {once}."
+    needs = f"An answer needs {least} cells like its training cells"
+    return f"{needs}: at most {answered} of {people} people can get one, {once}."
 
 
 # Its tile in the strip.
@@ -239,9 +245,14 @@ def _with_too_few_cells(result: BatchResult) -> list[str]:
     """The people of whom fewer pictures were given than an answer needs cells, by name."""
     if result.rule is None:
         return []
-    given = {subject: len(result.by_subject.get(subject, ())) + result.unread.get(subject, 0)
-             for subject in result.subjects}  # fmt: skip
+    given = _given_cells(result)
     return [subject for subject in result.subjects if given[subject] < result.rule.least_cells]
+
+
+def _given_cells(result: BatchResult) -> dict[str, int]:
+    """Person → how many pictures were given of them, read or not."""
+    return {subject: len(result.by_subject.get(subject, ())) + result.unread.get(subject, 0)
+            for subject in result.subjects}  # fmt: skip
 
 
 def _too_few_text(result: BatchResult, people: int) -> str:
