@@ -791,6 +791,26 @@ def test_the_list_is_where_it_was_when_a_person_is_closed(visits: Callable[..., 
     assert row.bounding_box() == before
 
 
+def test_below_the_head_of_the_plot_no_part_of_another_person_is_seen(visits: Callable[..., Any]) -> None:
+    """The list was too short for the last person's row to begin there: half a dot of the row above stuck out."""
+    visit = visits(**LAPTOP)
+    visit.act("people")
+    visit.page.locator("#answer .lk-model", has_text="112 cells of 2 people").wait_for()
+    row = visit.page.locator("#picture .lk-subject").last
+    row.locator("h3").click()
+    row.locator(".lk-grid button:visible").first.wait_for()
+    for _ in range(2):
+        visit.page.wait_for_timeout(300)
+        head = visit.page.locator("#picture .lk-cells-axis").bounding_box()
+        assert abs(row.bounding_box()["y"] - head["y"] - head["height"]) < 2
+        row.locator(".lk-grid button:visible").first.click()
+        visit.act("back")
+        row.locator(".lk-grid button:visible").first.wait_for()
+    row.locator(".lk-close-person").click()
+    visit.page.wait_for_timeout(300)
+    assert not row.evaluate("row => row.style.minHeight")
+
+
 def test_on_a_phone_the_words_of_all_people_stand_below_each_other(visits: Callable[..., Any], tmp_path: Path) -> None:
     visit = visits(**PHONE)
     names = {

@@ -254,11 +254,20 @@ const nobody = {name: '', scrolled: 0, before: 0}
 let lastOpened = nobody
 // How far the list is scrolled where a row begins below the head of the axis.
 const topOf = (row) => row.offsetTop - element.querySelector('.lk-cells-axis').offsetHeight
+// A list too short for its row to begin there ends lower: what stands below the head is a whole row.
+const endWithWholeRow = (row) => {
+  const many = row.closest('.lk-many')
+  const most = many.scrollHeight - many.clientHeight
+  if (topOf(row) <= most) return
+  const first = [...many.querySelectorAll('.lk-subject')].find((other) => topOf(other) >= most)
+  row.style.minHeight = `${row.offsetHeight + topOf(first) - most}px`
+}
 const rowOpenedLast = () => [...element.querySelectorAll('.lk-subject[open]')].find(
   (row) => person(row) === lastOpened.name,
 )
 element.addEventListener('toggle', ({target}) => {
   if (!target.matches('.lk-subject') || !person(target)) return
+  if (!target.open) target.style.minHeight = ''
   if (target.open && isNarrow()) showAllRows()
   offerAllRows()
   const many = target.closest('.lk-many')
@@ -275,6 +284,7 @@ element.addEventListener('toggle', ({target}) => {
   openPeople.add(person(target))
   if (!isNew) return
   lastOpened = {name: person(target), scrolled: 0, before: many.scrollTop}
+  endWithWholeRow(target)
   many.scrollTop = topOf(target)
 }, true)
 element.addEventListener('scroll', ({target}) => {
@@ -297,7 +307,10 @@ const openAgain = () => {
   offerAllRows()
   // Its row is where it was: the picture is drawn anew, from its top.
   const row = rowOpenedLast()
-  if (row) element.querySelector('.lk-many').scrollTop = topOf(row) + lastOpened.scrolled
+  if (row) {
+    endWithWholeRow(row)
+    element.querySelector('.lk-many').scrollTop = topOf(row) + lastOpened.scrolled
+  }
   showOpenedCell()
 }
 // Of a person's cells the first ones are shown, until all are asked for; in a wide window, all that have room.
