@@ -263,8 +263,8 @@ def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:
     )
     assert robustness_text({}) == ""
     tested = {"split": {"disjoint_by": "subject"}, "metrics": {"subjects": {f"H{number}": {} for number in range(50)}}}
-    assert robustness_text({"robustness": ROBUSTNESS, "evaluations": [tested]}).endswith(
-        ", 5 when 15 % more saturated. Measured on 41 of these 50 people."
+    assert robustness_text({"robustness": ROBUSTNESS, "evaluations": [tested]}) == (
+        "Of 100 cells of 41 people, 11 change class when 10 % larger, 5 when 15 % more saturated."
     )
     still = {name: change | {"class_changed": 0.0} for name, change in ROBUSTNESS["changes"].items()}
     assert robustness_text({"robustness": ROBUSTNESS | {"changes": still}}) == (

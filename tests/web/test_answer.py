@@ -387,17 +387,17 @@ def test_turned_and_covered_are_views_of_the_stage(cell: Row, models: ModelCache
     assert "No nucleus is told apart" in stage.cell_picture(cell, view="covered", forms={})
     unsure = replace(cell, prediction=replace(cell.known, decision=Decision("abstain")))
     shown = stage.cell_picture(cell, view="covered", forms={"nucleus": unsure})
-    assert re.search(r"<b>Nucleus covered</b><span>ALL\s[\d>]+\s%, not\ssure</span>", shown)
+    assert re.search(r"<b>ALL\s[\d>]+\s%, not\ssure</b><span>Nucleus covered</span>", shown)
 
 
 def test_a_covered_part_shows_the_share_of_the_class_where_no_class_is_given(cell: Row) -> None:
     """All that stood there was "unlike", for every part."""
     prediction = replace(cell.known, decision=Decision(OUT_OF_DISTRIBUTION), probabilities={"ALL": 0.31, "HEM": 0.69})
     shown = stage.cell_picture(cell, view="covered", forms={"nucleus": replace(cell, prediction=prediction)})
-    assert "<b>Nucleus covered</b><span>ALL\u00a031\u00a0%</span>" in shown
+    assert "<b>ALL\u00a031\u00a0%</b><span>Nucleus covered</span>" in shown
     assert "A covered cell is unlike the training cells: no class. That alone can change the figure for ALL." in shown
     only_outside = stage.cell_picture(cell, view="covered", forms={"outside": replace(cell, prediction=prediction)})
-    assert "<b>Background covered</b><span>ALL\u00a031\u00a0%, no\u00a0class</span>" in only_outside
+    assert "<b>ALL\u00a031\u00a0%, no\u00a0class</b><span>Background covered</span>" in only_outside
 
 
 def test_spots_stained_darker_are_no_nucleus(cell: Row, models: ModelCache) -> None:

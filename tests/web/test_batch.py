@@ -691,3 +691,12 @@ def test_people_stand_in_the_order_of_their_numbers() -> None:
     """They stood as text: 16 before 2."""
     names = ["H10", "16", "2", "H9", "anna", "23"]
     assert sorted(names, key=by_number) == ["2", "16", "23", "H9", "H10", "anna"]
+
+
+def test_cells_unlike_the_training_cells_come_after_the_least_sure() -> None:
+    """One without a figure stood between two with 83 and 86 %."""
+    rows = [row("sure", "ALL", 0.95, "A"), row("far", "ALL", 0.7, "A", ood_score=9), row("less sure", "ALL", 0.6, "A")]
+    page = batch_picture(replace(RESULT, rows=tuple(rows), problems=()))
+    assert "The least sure first, unlike ones last" in page
+    listed = page[page.index("lk-grid") :]
+    assert re.findall(r'class="lk-end" title="([^"]+)"', listed) == ["less sure", "sure", "far"]

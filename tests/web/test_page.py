@@ -324,6 +324,19 @@ def test_the_next_cell_is_shown_in_the_view_that_was_chosen(page: Page, act: str
     assert pictures and all(re.search(r'data-act="view:covered"[^>]* aria-pressed="true"', html) for html in pictures)
 
 
+def test_a_cell_of_one_s_own_is_shown_in_the_view_that_was_chosen(page: Page, tmp_path: Path) -> None:
+    """A model whose maps passed showed it in Map, although Cell had been pressed last."""
+    path = tmp_path / "mine.png"
+    example(3).image.save(path)
+    visit = Visit()
+    list(click(page, visit, "example:1"))
+    for view in ("changed", "cell"):
+        list(click(page, visit, f"view:{view}"))
+        list(page._on_upload([str(shutil.copy(path, tmp_path / "given.png"))], visit))
+        assert visit.scene.picture is not None and visit.scene.picture.caption == "given.png"
+        assert visit.scene.view == view
+
+
 def test_a_model_whose_maps_passed_shows_the_cell_in_its_view_until_the_map_is_there(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -313,6 +313,13 @@ def changes_text(prediction: Prediction) -> str:
     return f"{words[0].upper()}{words[1:]} in {len(others)} of {len(outcomes)} small changes."
 
 
+def unchanged_text(prediction: Prediction) -> str:
+    """That a picture's outcome is the same under all small changes."""
+    if prediction.decision.label is None:
+        return "Not sure in all eight small changes"
+    return "The same in all eight small changes"
+
+
 def foreign_text(decision: Decision) -> str:
     """Why a picture is refused, in words: what sets it apart, and how far; "" where nothing was measured."""
     filled = "".join(f" {reason.text}" for reason in decision.reasons if reason.code.startswith("filled_"))
@@ -335,13 +342,12 @@ def robustness_text(metrics: Mapping[str, Any]) -> str:
     first, second, *_ = release_tables.worst_of_families(block, "class_changed")
     if not first["class_changed"]:
         return f"No class of {block['cells']} unseen cells changes under the small changes that were tried."
-    sentence = (
-        f"{_of_100(first['class_changed'])} of 100 cells change class when {first['shows']}, "
-        f"{_of_100(second['class_changed'])} when {second['shows']}."
-    )
-    fewer = _measured_on_fewer(metrics)
-    if fewer:
-        sentence += f" Measured on {fewer}."
+    most = _of_100(first["class_changed"])
+    of_second = f"{_of_100(second['class_changed'])} when {second['shows']}"
+    if _measured_on_fewer(metrics):
+        people = f"{block['subjects']} people"
+        return f"Of 100 cells of {people}, {most} change class when {first['shows']}, {of_second}."
+    sentence = f"{most} of 100 cells change class when {first['shows']}, {of_second}."
     return sentence[0].upper() + sentence[1:]
 
 

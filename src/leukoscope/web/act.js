@@ -25,6 +25,7 @@ element.addEventListener('click', (event) => {
   if (tile) document.querySelector(`#tiles [data-act="${tile}"]`)?.click()
   if (event.target.closest('[data-choose]')) document.querySelector('#upload input[type=file]')?.click()
   if (event.target.closest('[data-give-again]')) window.lkGiveAgain()
+  event.target.closest('[data-dismiss]')?.parentElement.remove()
   const copy = event.target.closest('[data-copy]')
   if (copy) {
     navigator.clipboard?.writeText(linkToWhatIsShown()).then(() => {

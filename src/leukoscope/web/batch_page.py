@@ -275,7 +275,10 @@ def _order_text(result: BatchResult, is_read: bool) -> str:
     """In which order the cells behind a row stand; of pictures that are none, that none is."""
     if not is_read:
         return "As they are read"
-    return "None is a single cell" if _shows_no_cell(result) else "The least sure first"
+    if _shows_no_cell(result):
+        return "None is a single cell"
+    has_unlike = any(row.prediction.outcome in REFUSED for row in result.rows)
+    return "The least sure first, unlike ones last" if has_unlike else "The least sure first"
 
 
 def _cells(result: BatchResult, subject: str | None) -> list[tuple[int, BatchRow]]:
@@ -284,8 +287,8 @@ def _cells(result: BatchResult, subject: str | None) -> list[tuple[int, BatchRow
 
 
 def _least_sure_first(cells: Sequence[tuple[int, BatchRow]]) -> list[tuple[int, BatchRow]]:
-    """Cells in the order in which they stand behind a row."""
-    return sorted(cells, key=lambda numbered: numbered[1].confidence)
+    """Cells in the order in which they stand behind a row, those unlike the training cells last."""
+    return sorted(cells, key=lambda numbered: (numbered[1].prediction.outcome in REFUSED, numbered[1].confidence))
 
 
 def next_cell(result: BatchResult, number: int) -> int | None:

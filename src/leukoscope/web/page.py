@@ -168,7 +168,7 @@ class Page:
         waits_for = ""
         question = Question(id(visit))
         if new_input:
-            visit.show(Scene())
+            visit.show(Scene(view=visit.scene.view))
             yield self._outputs(
                 visit, Update(picture=stage.empty_picture(reading), answer=waiting(reading)), strip=False
             )
@@ -534,9 +534,7 @@ class Page:
         picture = example(number, smear=smears)
         # The strip has the smears only where no model reads cells.
         source = f"example:{picture.example}" if smears == (not cut_outs) else ""
-        question = self._question(visit, picture, names if smears else cut_outs, source=source)
-        # The next cell is shown as the one before it.
-        yield Update(replace(question, view=visit.scene.view))
+        yield Update(self._question(visit, picture, names if smears else cut_outs, source=source))
 
     def _question(self, visit: Visit, picture: Picture, names: Sequence[str], source: str = "") -> Scene:
         """A question to these models: first to the one that the visitor chose, then to those that are loaded."""
@@ -546,13 +544,15 @@ class Page:
         if visit.chosen in asked:
             asked.remove(visit.chosen)
             asked.insert(0, visit.chosen)
-        return Scene(Answer(picture, waiting=tuple(asked), chosen=visit.chosen), source=source)
+        answer = Answer(picture, waiting=tuple(asked), chosen=visit.chosen)
+        # The next cell is shown as the one before it.
+        return Scene(answer, source=source, view=visit.scene.view)
 
     def read_picture(self, visit: Visit, picture: Picture, source: str = "") -> Iterator[Update]:
         """Answer what a picture holds: a cell as it is, or the cells of a smear, cut out."""
         if self._readers(self._names(visit)) and looks_like_smear(picture.image):
             # It stands there while its cells are looked for.
-            yield Update(Scene(Answer(picture), source=source))
+            yield Update(Scene(Answer(picture), source=source, view=visit.scene.view))
             try:
                 yield from self.read_smear(visit, picture, source)
                 return
@@ -569,7 +569,7 @@ class Page:
             raise ReleaseError("No model here reads cells that are cut out of a smear.")
         reading = read_smear(self.models, picture, visit.chosen_or_first(readers))
         reading = self._with_whole_picture(visit, reading)
-        yield from self._opened_smear(Scene(reading, source=source), reading)
+        yield from self._opened_smear(Scene(reading, source=source, view=visit.scene.view), reading)
 
     def _with_whole_picture(self, visit: Visit, smear: Smear) -> Smear:
         """A smear; where its cells are foreign to its model, also what models of whole pictures say of it."""
@@ -586,7 +586,8 @@ class Page:
         yield Update(scene)
         if len(smear.whole) == 1 and not smear.is_foreign:
             number = smear.whole[0]
-            yield Update(Scene(open_cell(smear, number), opened=0, behind=smear, cell=number, source=scene.source))
+            cell = open_cell(smear, number)
+            yield Update(replace(scene, content=cell, opened=0, behind=smear, cell=number))
 
     def read_batch(
         self,

@@ -70,12 +70,14 @@ def row_image(row: Row, label: str, *, with_map: bool = True) -> Image.Image:
     if decided.has_class or limit is not None:
         sheet.shares(row, limit)
     if row.orientations:
-        sheet.orientations(
-            [_outcome_colour(decision.outcome, labels) for decision in row.orientations], row.agreement()
-        )
-    if row.borderline():
+        sheet.dots([_outcome_colour(decision.outcome, labels) for decision in row.orientations], row.agreement())
+    if row.known.changed:
         sheet.top += 6
-        sheet.text(row.borderline(), WARNING)
+        colours = [_outcome_colour(answer.decision.outcome, labels) for answer in row.known.changed]
+        if row.borderline():
+            sheet.dots(colours, row.borderline(), WARNING)
+        else:
+            sheet.dots(colours, text.unchanged_text(row.known))
     if not row.refused:
         sheet.recalls(trust.trust_rows(row.metrics), labels)
     sheet.rule()
@@ -253,12 +255,12 @@ class _Sheet:
             self.top += LINE
         self.top += 6
 
-    def orientations(self, colours: Sequence[str], sentence: str) -> None:
-        """A dot for the answer in each orientation, and in how many it is the same."""
+    def dots(self, colours: Sequence[str], sentence: str, ink: str = QUIET) -> None:
+        """A dot for the answer in each orientation or under each small change, and in how many it is the same."""
         middle = self.top + TEXT * 0.62
         for place, colour in enumerate(colours):
             self.dot(MARGIN + 26 * place, middle, colour, 18)
-        self.text(sentence.rstrip("."), QUIET, indent=26 * len(colours) + 12)
+        self.text(sentence.rstrip("."), ink, indent=26 * len(colours) + 12)
 
     def verdict(self, sentence: str, colour: str) -> None:
         """The verdict with a dot in the colour of its class."""

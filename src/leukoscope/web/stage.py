@@ -282,6 +282,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "agreement": row.agreement(),
         "changes": [colour(answer.decision.outcome, labels) for answer in row.known.changed],
         "borderline": row.borderline(),
+        "unchanged": text.unchanged_text(row.known),
         "maps": trust.maps_passed(row.metrics),
         "reads_whole_pictures": row.reads_whole_pictures,
         "trust": trust.trust_rows(row.metrics) if not row.refused else (),

@@ -46,14 +46,16 @@ const draw = () => {
   handle()?.setAttribute('aria-valuenow', Math.round(view.at))
   handle()?.setAttribute('aria-valuetext', `${Math.round(view.at)} % cell, ${Math.round(100 - view.at)} % map`)
 }
-// The longest of these that is no longer than the bar may be.
+// The longest of these that is no longer than the bar may be, in pixels and as a share of the stage.
 const LONGEST_BAR = 180
+const WIDEST_BAR = 0.36
 const BARS = [100, 50, 20, 10, 5, 2, 1]
 const drawScaleBar = () => {
   const bar = element.querySelector('.lk-scale-bar')
   if (!bar) return
   const unit = Number(bar.dataset.share) * both().offsetWidth * view.zoom
-  const number = BARS.find((count) => count * unit <= LONGEST_BAR) ?? 1
+  const longest = Math.min(LONGEST_BAR, WIDEST_BAR * place().offsetWidth)
+  const number = BARS.find((count) => count * unit <= longest) ?? 1
   bar.textContent = `${number} ${bar.dataset.unit}`
   bar.style.width = `${number * unit}px`
   if (!place().matches('.lk-fills')) return

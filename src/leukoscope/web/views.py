@@ -233,8 +233,7 @@ def _draw_covered(shown: Shown) -> Markup:
                 share += ", no\u00a0class"
         elif form.known.decision.label is None:
             share += ", " + outcome_text(form.known.outcome).replace(" ", "\u00a0")
-        # What is covered comes first: "unlike" beside "nucleus covered" was read as one.
-        forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, (title, ""), share))
+        forms_of_cell.append(_form(row, form.picture.image, form.known.outcome, (share, ""), title))
     return render("view_forms.html", forms=forms_of_cell, sentence=sentence, dark=row.picture.is_dark)
 
 
