@@ -259,7 +259,7 @@ def test_a_refused_picture_is_told_how_far_it_is_from_the_training_cells() -> No
 
 def test_the_two_worst_kinds_of_changes_are_said_in_one_sentence() -> None:
     assert robustness_text({"robustness": ROBUSTNESS}) == (
-        "11 of 100 cells change class when 10 % larger, 5 when 15 % more saturated."
+        "Of 100 cells, 11 change class when 10 % larger, 5 when 15 % more saturated."
     )
     assert robustness_text({}) == ""
     tested = {"split": {"disjoint_by": "subject"}, "metrics": {"subjects": {f"H{number}": {} for number in range(50)}}}

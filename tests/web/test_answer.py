@@ -183,7 +183,7 @@ def test_how_far_to_trust_is_measured_on_further_people_first(cell: Row) -> None
 
 
 def test_the_worst_two_small_changes_stand_under_how_far_to_trust_it(cell: Row) -> None:
-    sentence = "11 of 100 cells change class when 10 % larger, 5 when 15 % more saturated."
+    sentence = "Of 100 cells, 11 change class when 10 % larger, 5 when 15 % more saturated."
     measured = replace(cell, metrics={**cell.metrics, "robustness": ROBUSTNESS})
     page = unescape(stage.cell_answer(Answer(cell.picture, (measured,)), 0))
     assert page.index("41 people,") < page.index(sentence)
@@ -445,6 +445,11 @@ def test_a_borderline_answer_says_under_which_changes_it_is_another(cell: Row, m
     assert sentence.rstrip(".") in stage.cell_answer(Answer(cell.picture, (borderline,)), 0)
     assert "HEM in 2 of " in stage.cell_picture(borderline, view="changed", forms={})
 
+    answers["rotation_30"] = replace(answers["rotation_30"], decision=Decision("HEM"))
+    larger = replace(cell, prediction=replace(changed, changed=tuple(answers.values())))
+    assert larger.borderline() == "Borderline: HEM when 5 % darker or larger; in 3 of 8 small changes in all."
+
+    answers["rotation_30"] = replace(answers["rotation_30"], decision=cell.known.decision)
     answers["size_up_5"] = replace(answers["size_up_5"], decision=Decision(OUT_OF_DISTRIBUTION))
     refused_once = replace(cell, prediction=replace(changed, changed=tuple(answers.values())))
     assert refused_once.borderline() == ("Borderline: HEM when 5 % darker; unlike its training cells when 5 % larger.")

@@ -291,7 +291,7 @@ def test_what_is_answered_about_a_person_stands_in_the_row_and_why_behind_it() -
     assert person_sentences(result, "2")[1:] == ["2 cells: 2 blasts.", "Right by your labels: 1 of 2 with a class."]
     page = batch_picture(result)
     assert all(answer.short in page and answer.detail in page for answer in answers.values())
-    assert "Other cells of this person would give a probability of 90\u00a0%." in page
+    assert "With other cells of this person the probability would be 90\u00a0%." in page
     assert "Rule for a person: " in batch_answer(result)
     answered = verdict(result)
     assert answered.sentence == "Cells of person 2 look like blasts"
@@ -457,7 +457,7 @@ def test_a_cell_that_is_not_sure_has_its_probability_and_a_person_s_is_that_of_t
     near_the_limit = batch_picture(replace(result, rows=(replace(rows[0], prediction=close), *rows[1:])))
     assert "<b>blast? 79.7\u00a0%</b>" in near_the_limit and "a: not sure, blast 79.7\u00a0%" in near_the_limit
     assert person_answer(result, "2").detail == "probability 95\u00a0%"
-    assert person_sentences(result, "2")[0] == "Other cells of this person would give a probability of 95\u00a0%."
+    assert person_sentences(result, "2")[0] == "With other cells of this person the probability would be 95\u00a0%."
 
 
 def test_each_class_has_one_name_on_the_whole_page_of_a_batch() -> None:

@@ -342,13 +342,13 @@ def robustness_text(metrics: Mapping[str, Any]) -> str:
     first, second, *_ = release_tables.worst_of_families(block, "class_changed")
     if not first["class_changed"]:
         return f"No class of {block['cells']} unseen cells changes under the small changes that were tried."
-    most = _of_100(first["class_changed"])
-    of_second = f"{_of_100(second['class_changed'])} when {second['shows']}"
+    cells = "100 cells"
     if _measured_on_fewer(metrics):
-        people = f"{block['subjects']} people"
-        return f"Of 100 cells of {people}, {most} change class when {first['shows']}, {of_second}."
-    sentence = f"{most} of 100 cells change class when {first['shows']}, {of_second}."
-    return sentence[0].upper() + sentence[1:]
+        cells = f"100 cells of {block['subjects']} people"
+    return (
+        f"Of {cells}, {_of_100(first['class_changed'])} change class when {first['shows']}, "
+        f"{_of_100(second['class_changed'])} when {second['shows']}."
+    )
 
 
 def worst_change_text(metrics: Mapping[str, Any]) -> str:

@@ -508,7 +508,7 @@ def _about_answer(prediction: SubjectPrediction) -> str:
     low, high = prediction.interval
     of_positive = prediction.outcome == prediction.positive_label
     interval = (low, high) if of_positive else (1 - high, 1 - low)
-    return f"Other cells of this person would give a probability of {_span(interval)}."
+    return f"With other cells of this person the probability would be {_span(interval)}."
 
 
 def _span(interval: tuple[float, float], digits: int = 0) -> str:

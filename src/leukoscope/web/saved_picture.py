@@ -70,7 +70,8 @@ def row_image(row: Row, label: str, *, with_map: bool = True) -> Image.Image:
     if decided.has_class or limit is not None:
         sheet.shares(row, limit)
     if row.orientations:
-        sheet.dots([_outcome_colour(decision.outcome, labels) for decision in row.orientations], row.agreement())
+        colours = [_outcome_colour(decision.outcome, labels) for decision in row.orientations]
+        sheet.dots(colours, row.agreement(), WARNING if row.is_class_lost_by_turning else QUIET)
     if row.known.changed:
         sheet.top += 6
         colours = [_outcome_colour(answer.decision.outcome, labels) for answer in row.known.changed]

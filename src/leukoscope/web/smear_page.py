@@ -222,7 +222,7 @@ def smear_answer(
     """
     reading = smear.reading
     if not smear.whole:
-        return _without_whole_cell(smear, others, address)
+        return _without_whole_cell(smear, others, address, is_chosen)
     notes = [line for line in reading.smear.notes if not line.endswith((_GUESSED, IMPLAUSIBLE_SCALE, PASSED_OVER))]
     trust_rows: Sequence[trust.TrustRow] = ()
     if smear.metrics and not smear.is_foreign:
@@ -314,7 +314,7 @@ def _help_text(smear: Smear) -> str:
     return f"Give a smear{stained}; or train or recalibrate a model on such cells."
 
 
-def _without_whole_cell(smear: Smear, others: Sequence[str], address: Address) -> Markup:
+def _without_whole_cell(smear: Smear, others: Sequence[str], address: Address, is_chosen: bool) -> Markup:
     """Why a smear has no answer, and what helps."""
     reading = smear.reading
     reason = "Nothing in it has the stain and the size of a white cell."
@@ -324,6 +324,7 @@ def _without_whole_cell(smear: Smear, others: Sequence[str], address: Address) -
         reason = f"{cells} cut by the edge of the picture; only whole cells are read."
     return render(
         "smear_refused.html",
+        is_chosen=is_chosen,
         model=reading.model,
         labels=reading.labels,
         verdict=verdict(smear),

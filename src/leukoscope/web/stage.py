@@ -280,6 +280,7 @@ def _opened(row: Row) -> dict[str, Any]:
         "distances": [] if row.distances is None else _distance_bars(row.distances),
         "dots": [colour(decision.outcome, labels) for decision in row.orientations],
         "agreement": row.agreement(),
+        "is_lost_by_turning": row.is_class_lost_by_turning,
         "changes": [colour(answer.decision.outcome, labels) for answer in row.known.changed],
         "borderline": row.borderline(),
         "unchanged": text.unchanged_text(row.known),
