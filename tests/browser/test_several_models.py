@@ -162,7 +162,7 @@ def test_a_link_opens_the_cell_of_the_synthetic_smear_by_the_model_that_is_chose
     page.locator("#answer [data-copy]").wait_for()  # "Reading Cell 3 …" names no model
     page.locator("#picture [data-act='view:turned'][aria-pressed='true']").wait_for()
     assert "view=" not in page.url, "it names what is opened, until another view is chosen"
-    assert page.locator("#answer .lk-model").inner_text().startswith("efficientnet-b3-cnmc")
+    assert page.locator("#answer .lk-model").inner_text().startswith("model efficientnet-b3-cnmc")
     visit.act("example:2")
     page.wait_for_url("**example=2")
     page.go_back()
