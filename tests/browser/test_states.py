@@ -171,6 +171,8 @@ def test_every_state_of_a_smear(visits: Callable[..., Any], files: Path, look: s
     page.locator("#picture [data-act=back]:visible").wait_for()
     _looked_at(page, "cell_of_a_smear", look)
     _given(visit, files / "1 cells.png")
+    # The cell before it is called Cell 1, too.
+    page.locator('.lk-tile[title="1 cells.png"][aria-pressed="true"]').wait_for()
     page.locator("#picture .lk-caption", has_text="Cell 1").wait_for()
     visit.act("back")
     page.locator("#picture button.lk-box").first.wait_for()
