@@ -303,14 +303,19 @@ def _alternatives(changes: Sequence[str]) -> str:
     return " or ".join([changes[0], *(change.removeprefix(f"{size} ") for change in changes[1:])])
 
 
+def other_outcomes(prediction: Prediction) -> list[str]:
+    """The outcome under each small change that gives the picture another one."""
+    outcomes = [answer.decision.outcome for answer in prediction.changed]
+    return [outcome for outcome in outcomes if outcome != prediction.outcome]
+
+
 def changes_text(prediction: Prediction) -> str:
     """In how many small changes of a picture its outcome is another, and which; "" where it is in none."""
-    outcomes = [answer.decision.outcome for answer in prediction.changed]
-    others = [outcome for outcome in outcomes if outcome != prediction.outcome]
+    others = other_outcomes(prediction)
     if not others:
         return ""
     words = outcome_text(others[0]) if len(set(others)) == 1 else "another answer"
-    return f"{words[0].upper()}{words[1:]} in {len(others)} of {len(outcomes)} small changes."
+    return f"{words[0].upper()}{words[1:]} in {len(others)} of {len(prediction.changed)} small changes."
 
 
 def unchanged_text(prediction: Prediction) -> str:

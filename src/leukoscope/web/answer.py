@@ -339,21 +339,23 @@ class Row:
     @property
     def is_class_lost_by_turning(self) -> bool:
         """Whether the class that the model gives is that of no more than half of the orientations."""
-        same = [decision for decision in self.orientations if decision.label == self.known.most_probable]
-        return self.gives_a_class and bool(self.orientations) and 2 * len(same) <= len(self.orientations)
+        decisions = self.orientations
+        if not decisions or not self.gives_a_class:
+            return False
+        same = sum(decision.label == self.known.most_probable for decision in decisions)
+        return 2 * same <= len(decisions)
 
     def borderline(self) -> str:
         """Under which changes of 5 % the answer is another, or in how many larger ones a class; "" for none."""
         if self.refused:
             return ""
-        changed = self.known.changed
-        others = [answer for answer in changed if answer.decision.outcome != self.known.outcome]
         sentence = text.borderline_text(self.known)
         if not sentence:
             return text.changes_text(self.known)
-        if len(others) == len(self.known.borderline_changes):
+        others = len(text.other_outcomes(self.known))
+        if others == len(self.known.borderline_changes):
             return sentence
-        return f"{sentence.rstrip('.')}; in {len(others)} of {len(changed)} small changes in all."
+        return f"{sentence.rstrip('.')}; in {others} of {len(self.known.changed)} small changes in all."
 
     def pictures(self, label: str, *, finer: int = 1) -> tuple[Image.Image, Image.Image | None]:
         """The picture and the map of one class over it, at most 640 px on a side.

@@ -131,11 +131,13 @@ def _progress_sentence(result: BatchResult) -> str:
             f"No answer about any person will follow. An answer needs {least} cells like its training cells; none has "
             f"more than {_count_text(most, 'picture')}."
         )
-    once = "once all of their pictures are predicted"
+    after_all_pictures = "once all of their pictures are predicted"
     if answered == people:
-        return f"A person’s answer follows {once}."
-    needs = f"An answer needs {least} cells like its training cells"
-    return f"{needs}: at most {answered} of {people} people can get one, {once}."
+        return f"A person’s answer follows {after_all_pictures}."
+    return (
+        f"An answer needs {least} cells like its training cells: at most {answered} of {people} people can get one, "
+        f"{after_all_pictures}."
+    )
 
 
 # Its tile in the strip.

@@ -378,7 +378,7 @@ class Page:
         """The right of the stage."""
         scene = visit.scene
         address = Address(self._example(visit), scene.number, scene.cell)
-        is_chosen = scene.model == visit.chosen != self._first_model
+        is_chosen = scene.model == visit.chosen and scene.model != self._first_model
         if isinstance(scene.content, Smear):
             others = self._others_for_smear(visit, scene.content)
             return smear_page.smear_answer(scene.content, others, address=address, is_chosen=is_chosen)

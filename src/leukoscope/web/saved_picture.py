@@ -75,10 +75,8 @@ def row_image(row: Row, label: str, *, with_map: bool = True) -> Image.Image:
     if row.known.changed:
         sheet.top += 6
         colours = [_outcome_colour(answer.decision.outcome, labels) for answer in row.known.changed]
-        if row.borderline():
-            sheet.dots(colours, row.borderline(), WARNING)
-        else:
-            sheet.dots(colours, text.unchanged_text(row.known))
+        borderline = row.borderline()
+        sheet.dots(colours, borderline or text.unchanged_text(row.known), WARNING if borderline else QUIET)
     if not row.refused:
         sheet.recalls(trust.trust_rows(row.metrics), labels)
     sheet.rule()
@@ -256,7 +254,7 @@ class _Sheet:
             self.top += LINE
         self.top += 6
 
-    def dots(self, colours: Sequence[str], sentence: str, ink: str = QUIET) -> None:
+    def dots(self, colours: Sequence[str], sentence: str, ink: str) -> None:
         """A dot for the answer in each orientation or under each small change, and in how many it is the same."""
         middle = self.top + TEXT * 0.62
         for place, colour in enumerate(colours):
