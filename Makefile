@@ -43,13 +43,12 @@ docs: $(VENV)/.installed-test  ## render the cards, the benchmark, and the table
 	$(RUN)/leukoscope release card $(wildcard model_card/*/)
 	$(RUN)/python research/leak_measurements.py
 	$(RUN)/python research/readme_tables.py
-	$(RUN)/python research/metrics_plot.py
 	$(RUN)/python research/benchmark.py
 
 site: $(VENV)/.installed-test  ## build the documentation site into build/site; any warning is an error
 	$(RUN)/python tools/site.py
 
-structure: $(VENV)/.installed-test  ## print how densely the source is written, and the files that three tasks enter
+structure: $(VENV)/.installed-test  ## print how densely the source is written
 	@$(RUN)/python tools/structure.py
 
 # Universal: for every system and Python that pyproject.toml allows. No index is named: pip and uv take the user's.

@@ -41,11 +41,11 @@ def run(releases: Path | None = None, models: Path | None = None) -> None:
             of Gradio that is not supported.
     """
     address = server_address()
-    from leukoscope.web import require_gradio
+    from leukoscope.demo import require_gradio
 
     require_gradio()
-    from leukoscope.web.app import serve
-    from leukoscope.web.model_cache import find_releases
+    from leukoscope.demo.models import find_releases
+    from leukoscope.demo.server import serve
 
     for flag, path in {"releases": releases, "models": models}.items():
         if path is not None and not path.exists():

@@ -1,7 +1,7 @@
 """The repository of the benchmark `cnmc2019-subjects`: folds by subject of C-NMC 2019, without a single picture.
 
-`python research/benchmark.py folds NAMES DIR` divides the subjects once, from the list of all names and the folder of
-the cells. `make docs` renders the rest from cells.csv and the committed results: card, eval.yaml and croissant.json.
+`make docs` renders card, eval.yaml and croissant.json from cells.csv and the committed results. The folds are those of
+version 1.0.0 for good.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 import yaml
 
-from leukoscope import LeukoscopeError
 from leukoscope.benchmark import EVALUATION_FRAMEWORK, Benchmark, read_benchmark
-from leukoscope.data.registry import DATASETS, DatasetInfo
-from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import file_sha256, write_atomic
+from leukoscope.models.metrics import Evaluation
 from leukoscope.models.release import read_metrics, write_json
-from leukoscope.reports.formatting import Table, count, metric_name, share, with_interval
-from leukoscope.split_check import cell_named
+from leukoscope.reports.tables import Table, count, metric_name, share, with_interval
 from research.tables import by_protocol, read_results
 
 NAME = "cnmc2019-subjects"
 FOLDER = ROOT / "benchmarks" / NAME
-PACKAGED = ROOT / "src" / "leukoscope" / f"benchmark_{NAME.replace('-', '_')}.json"
 RELEASE = "leukoscope-densenet169-cnmc"  # whose cross-validation has these folds
 CELLS = "cells.csv"
 CARD, EVAL_YAML, CROISSANT, BASELINES = "README.md", "eval.yaml", "croissant.json", "baselines.json"
@@ -51,77 +47,11 @@ _CROISSANT_TERMS = (
 METRICS = ("auroc_by_subject", "balanced_accuracy_by_subject", "accuracy", "auroc_equal_size")
 
 
-def divide_subjects(names: Iterable[str], info: DatasetInfo, known: Mapping[str, int], folds: int) -> dict[str, int]:
-    """Subject → fold: as in an earlier cross-validation, or else the fold with the fewest cells of the subject's class.
-
-    Args:
-        names: every image of the data set.
-        known: subject → fold of the earlier cross-validation.
-    """
-    cells: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for name in names:
-        label, subject = _named(info, name)
-        cells[info.canonical_subject(subject)][label] += 1
-    fold_of = dict(known)
-    in_fold = Counter[tuple[int, str]]()
-    for subject, fold in known.items():
-        for label, number in cells[subject].items():
-            in_fold[fold, label] += number
-    for subject in sorted(cells.keys() - known.keys(), key=lambda name: (-cells[name].total(), name)):
-        label = cells[subject].most_common(1)[0][0]
-        fold_of[subject] = min(range(folds), key=lambda fold: (in_fold[fold, label], fold))
-        in_fold[fold_of[subject], label] += cells[subject].total()
-    return fold_of
-
-
-def write_folds(list_of_names: Path, folder: Path) -> None:
-    """Write cells.csv, and the folds that the package holds."""
-    info = DATASETS["cnmc2019"]
-    with list_of_names.open(encoding="utf-8", newline="") as file:
-        names = sorted(row["file_name"] for row in csv.DictReader(file))
-    # The folder may lack a part of the last fold.
-    official = {path.stem: path.parts[-3].removeprefix("fold_") for path in folder.rglob("fold_[01]/*/*")}
-    earlier = CellPredictions.load(ROOT / "model_card" / RELEASE / "predictions" / "subject_cv.parquet")
-    assert earlier.folds is not None
-    known = dict(zip(earlier.subjects, earlier.folds.tolist(), strict=True))
-    count_of_folds = max(known.values()) + 1
-    fold_of = divide_subjects(names, info, known, count_of_folds)
-    lines = [",".join(COLUMNS)]
-    for name in names:
-        label, published = _named(info, name)
-        subject = info.canonical_subject(published)
-        row = (name, label, subject, published, str(fold_of[subject]), official.get(Path(name).stem, "2"))
-        lines.append(",".join(row))
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    write_atomic(FOLDER / CELLS, "\n".join(lines) + "\n")
-    folds = [sorted(subject for subject, fold in fold_of.items() if fold == k) for k in range(count_of_folds)]
-    write_json(
-        PACKAGED,
-        {
-            "name": NAME,
-            "title": "C-NMC 2019 by subject",
-            "version": "1.0.0",
-            "dataset": info.name,
-            "cells": len(names),
-            "metric": "auroc_by_subject",
-            "task_id": "subjects",
-            "folds": folds,
-        },
-    )
-
-
-def _named(info: DatasetInfo, name: str) -> tuple[str, str]:
-    cell = cell_named(info, name)
-    if cell is None:
-        raise LeukoscopeError(f"{name}: is no name of {info.title}")
-    return cell
-
-
 def baselines() -> list[dict[str, Any]]:
     """What our releases, the rebuilt systems and cell size alone reach, from committed results; the best first."""
     rows = []
     for path in sorted((ROOT / "model_card").glob("*-cnmc/metrics.json")):
-        evaluation = next(row for row in read_metrics(path.parent)["evaluations"] if row["name"] == "subject_cv")
+        evaluation = read_metrics(path.parent).evaluations[0].content()
         rows.append(_baseline(path.parent.name, "release of Leukoscope", evaluation))
     for (recipe, protocol), row in by_protocol(read_results(ROOT / "results" / "prior")).items():
         if protocol == "unseen" and row["data"]["name"] == "cnmc2019":
@@ -150,7 +80,7 @@ def baselines_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The baselines as the card shows them."""
     shown = []
     for row in rows:
-        block = {"metrics": row["metrics"], "intervals": row.get("intervals", {"by_subject": {}})}
+        block = Evaluation.model_validate({key: row[key] for key in ("metrics", "intervals") if key in row})
         figures = [with_interval(block, key) for key in METRICS[:2]]
         shown.append((row["model"], row["kind"], *figures, *(share(row["metrics"].get(key)) for key in METRICS[2:])))
     return Table(("model", "what it is", *map(metric_name, METRICS)), shown, text_columns=2)
@@ -372,15 +302,6 @@ def write_repository(folder: Path, *, hub_id: str = "", url: str = "") -> None:
     write_atomic(folder / CARD, card(benchmark, rows, hub_id=hub_id))
 
 
-def main() -> None:
-    """Divide the subjects, with the arguments `folds NAMES DIR`, or render the repository."""
-    words = sys.argv[1:]
-    if words[:1] == ["folds"]:
-        write_folds(Path(words[1]), Path(words[2]))
-    else:
-        write_repository(FOLDER)
-    print(FOLDER.relative_to(ROOT))
-
-
 if __name__ == "__main__":
-    main()
+    write_repository(FOLDER)
+    print(FOLDER.relative_to(ROOT))

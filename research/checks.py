@@ -36,6 +36,7 @@ from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.prediction import NUM_VIEWS, WITHOUT_CLASS, disagreement, softmax, turned
 from leukoscope.inference.predictor import Predictor, open_backend
 from leukoscope.inference.runtime import Runtime
+from leukoscope.models.metrics import Ood
 from leukoscope.models.release import HEALTHY, OF_FIELDS, read_metrics, read_release, write_metrics
 from leukoscope.models.weights import load_release
 from leukoscope.progress import track
@@ -81,9 +82,10 @@ def checked(
     loaded, metrics = load_release(release), read_metrics(release)
     rows, background = cells.rows(tuple(cells.data.train["cell_id"])), cells.data.info.background
     pixels, subjects = PixelRows(cells.pixels, rows), [cells.subjects[row] for row in rows]
+    refused = refusals(loaded.preprocessing, pixels, subjects, background=background, others=others)
     blocks: dict[str, Any] = {
         **explanation_blocks(loaded, pixels, cells.labels[rows], subjects, background=background, sample=sample),
-        "ood": metrics["ood"] | refusals(loaded.preprocessing, pixels, subjects, background=background, others=others),
+        "ood": (metrics.ood or Ood()).content() | refused,
     }
     if healthy:
         predictor = Predictor.from_pretrained(release, backend="torch", device="cpu")
@@ -316,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cells = None
     if given.train_dir:
         preprocessing = about.preprocessing
-        data = load_cells(about.metrics["data"]["name"], given.train_dir, image_size=2 * preprocessing.image_size)
+        data = load_cells(about.metrics.data.name, given.train_dir, image_size=2 * preprocessing.image_size)
         cells = frame_cells(data, preprocessing)
     assess(given.release, cells)
     if cells is not None:
@@ -330,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             folders = sorted(given.runs.glob("cv-*"))
             folds = [(one / "release", CellPredictions.load(one / "predictions.parquet")) for one in folders]
             blocks["views"] = tta_gain(folds, cells)
-        write_metrics(given.release, {**read_metrics(given.release), **blocks})
+        write_metrics(given.release, read_metrics(given.release).changed(**blocks))
     print(f"{write_card(given.release)}\n{RESEARCH_NOTICE}")
 
 

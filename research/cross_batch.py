@@ -1,31 +1,26 @@
 """A cross-batch yardstick: a recipe trained on the cells of two official folds of C-NMC, tested on the third.
 
 The five folds by subject share their subjects' batch; the official folds are batches of their own. Subjects of the
-tested fold that stand in several folds, also under another name, are left out of training. Beside it, what stored
-out-of-fold predictions say of each official fold's cells.
+tested fold that stand in several folds, also under another name, are left out of training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.evaluation.bootstrap import BOOTSTRAP_SAMPLES, CONFIDENCE_LEVEL, subject_intervals
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
-from leukoscope.models.release import PREDICTIONS_FOLDER, read_metrics, write_json
+from leukoscope.models.release import read_metrics, write_json
 from leukoscope.protocol import ProtocolRun, finish, refuse_split_flags
 from leukoscope.training.config import TrainingConfig, parse_config
 from research.commands import make_parser, run
 
 FOLDS = ("fold_0", "fold_1", "fold_2")
 ESTIMATES = "recipe (trained on two official folds, tested on the third)"
-_RELEASES, _PRIOR = Path("model_card"), Path("results/prior")
 
 
 def runs_of(config: TrainingConfig) -> list[ProtocolRun]:
@@ -48,30 +43,15 @@ def measured(predictions: CellPredictions) -> dict[str, Any]:
     return {**counts, **headline(metrics), "intervals": intervals}
 
 
-def stored() -> Iterator[tuple[str, CellPredictions]]:
-    """Committed out-of-fold predictions on C-NMC: of the releases, then of the prior systems."""
-    for release in sorted(_RELEASES.glob("*-cnmc")):
-        yield release.name, CellPredictions.load(release / PREDICTIONS_FOLDER / "subject_cv.parquet")
-    for file in sorted(_PRIOR.glob("*-unseen.parquet")):
-        if len((predictions := CellPredictions.load(file)).label_names) == 2:
-            yield file.stem.removesuffix("-unseen"), predictions
-
-
 def main() -> None:
     """Make the runs of one recipe that are not finished yet, and write the file."""
     parser = make_parser("cross_batch", __doc__)
     parser.add_argument("--output", type=Path, default=Path("results/cross_batch.json"), help="The file to write.")
     own, flags = parser.parse_known_args()
-    config = parse_config(["--dataset_name", "cnmc2019", *flags], command="research.cross_batch")
+    config = parse_config(["--dataset_name", "cnmc2019", *flags])
     made = finish(runs_of(config))
     parts = [CellPredictions.load(one.folder / "predictions.parquet") for one in made]
-    fold_of = {cell: fold for fold, part in zip(FOLDS, parts, strict=True) for cell in part.cell_ids}
-    about = [read_metrics(one.folder) for one in made]
-    out_of_fold: dict[str, Any] = {}
-    for name, predictions in stored():
-        folds = np.asarray([fold_of.get(cell, "") for cell in predictions.cell_ids])
-        rows = {fold: np.flatnonzero(folds == fold) for fold in FOLDS}
-        out_of_fold[name] = {fold: headline(measure(predictions.take(some))) for fold, some in rows.items()}
+    about = [read_metrics(one.folder).content() for one in made]
     content = {
         "notice": RESEARCH_NOTICE,
         "estimates": ESTIMATES,
@@ -82,10 +62,6 @@ def main() -> None:
         "by_tested_fold": {
             fold: measured(part) | {"left_out": one["evaluations"][0]["split"]["notes"]}
             for fold, part, one in zip(FOLDS, parts, about, strict=True)
-        },
-        "out_of_fold_by_official_fold": {
-            "estimates": "each system's five folds by subject, the cells of one official fold",
-            "systems": out_of_fold,
         },
     }
     write_json(own.output, content)

@@ -15,7 +15,8 @@ import hashlib
 import json
 import sys
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.bootstrap import point_metrics, subject_intervals
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.prediction import NUM_VIEWS, softmax, turned
-from leukoscope.inference.predictor import float32_backend
+from leukoscope.inference.runtime import torch_backend
 from leukoscope.models.release import PREDICTIONS_FOLDER, WEIGHTS_FILE, read_metrics, write_json, write_metrics
 from leukoscope.models.weights import load_release
 from leukoscope.progress import track
@@ -118,12 +119,18 @@ def figures_by_batch(predictions: CellPredictions, batches: Sequence[str]) -> di
     return by_batch
 
 
+def subjects_with_few_cells(cells: Iterable[str], most: int = 3) -> int:
+    """How many subjects of these cells, given by name, have at most `most` of them."""
+    counts = Counter(subject_of(cell) for cell in cells)
+    return sum(count <= most for count in counts.values())
+
+
 def measure_release(
     release: Path, pictures: Sequence[Image.Image], cells: CellPredictions, batches: Sequence[str]
 ) -> dict[str, Any]:
     """A release's figures on these cells, in one view and as the mean over eight, and by batch in one view."""
     loaded = load_release(release)
-    backend = float32_backend(loaded, len(pictures) * NUM_VIEWS)
+    backend = torch_backend(loaded)
     pixels = np.stack([loaded.preprocessing.frame(picture) for picture in pictures])
     order = [loaded.labels.index(label) for label in LABELS]
     by_view = []
@@ -161,10 +168,8 @@ def size_alone(train: CellPredictions, cells: CellPredictions) -> dict[str, dict
 
 def check(folder: Path, named: Mapping[str, Any], releases: Sequence[Path]) -> dict[str, Any]:
     """Measure releases on the cells that `named`, the content of the file, names: its new content."""
-    numbered = numbered_pictures(folder)
-    files = find_cells(folder, named["cell_names"], numbered)
-    in_preliminary_test = set(numbered.values())
-    batches = ["preliminary_test" if name in in_preliminary_test else "fold_2" for name in files]
+    files = find_cells(folder, named["cell_names"], numbered_pictures(folder))
+    batches = [named["batch_of_cell"][name] for name in files]
     pictures = [open_image(path) for path in track(files.values(), "reading cells")]
     cells = further_cells(pictures, list(files))
     train = CellPredictions.load(releases[0] / PREDICTIONS_FOLDER / "subject_cv.parquet")
@@ -185,6 +190,13 @@ def check(folder: Path, named: Mapping[str, Any], releases: Sequence[Path]) -> d
 def record(content: Mapping[str, Any], releases: Sequence[Path]) -> list[Path]:
     """Write each release's row into its metrics.json as `further_subjects`; the releases that have a row."""
     rows = {row["release"]: row for row in content["releases"]}
+    cells_by_batch = defaultdict(list)
+    for cell, batch in content["batch_of_cell"].items():
+        cells_by_batch[batch].append(cell)
+    few_cells = {
+        batch: {"subjects_with_at_most_3_cells": subjects_with_few_cells(cells)}
+        for batch, cells in cells_by_batch.items()
+    }
     written = []
     for release in releases:
         if release.name not in rows:
@@ -193,17 +205,20 @@ def record(content: Mapping[str, Any], releases: Sequence[Path]) -> list[Path]:
         block = {
             "data": content["data"],
             "estimates": STATEMENT.format(subjects=content["subjects"]),
+            "chosen_in_view": True,
             "measured": content["measured"],
             "cells": content["cells"],
             "subjects": content["subjects"],
             "sha256": row["sha256"],
             "earlier_weights": row["sha256"] != sha256_of(release),
+            "subjects_with_at_most_3_cells": subjects_with_few_cells(content["cell_names"]),
             **row["one_view"],
-            "by_batch": row.get("by_batch", {}),
+            "by_batch": {name: {**batch, **few_cells[name]} for name, batch in row.get("by_batch", {}).items()},
         }
         metrics = read_metrics(release)
-        if metrics.get("further_subjects") != block:
-            write_metrics(release, {**metrics, "further_subjects": block})
+        recorded = metrics.changed(further_subjects=block)
+        if recorded.content() != metrics.content():
+            write_metrics(release, recorded)
         written.append(release)
     return written
 

@@ -111,33 +111,34 @@ def compare_leakage(runs: Sequence[ProtocolRun]) -> dict[str, Any]:
         difference; and `difference`, the mean over seeds with the smallest and largest, of the metrics that all have.
     """
     made = {run.name: read_metrics(run.folder) for run in runs}
-    seeds, train_cells = [], []
+    seeds: list[dict[str, Any]] = []
+    train_cells = []
     for name in (name for name in made if name.startswith(UNSEEN)):
         seed = int(name.split("-")[1])
-        metrics = {side: made[f"{side}-{seed}"]["evaluations"][0]["metrics"] for side in (UNSEEN, SEEN)}
-        sides = {side: headline(measured) for side, measured in metrics.items()}
+        metrics = {side: made[f"{side}-{seed}"].evaluations[0].metrics for side in (UNSEEN, SEEN)}
+        sides = {side: headline(measured.content()) for side, measured in metrics.items()}
         known = [key for key, value in sides[UNSEEN].items() if None not in (value, sides[SEEN][key])]
         difference = {key: sides[SEEN][key] - sides[UNSEEN][key] for key in known}
-        seeds.append({"seed": seed, "test_cells": metrics[UNSEEN]["cells"], **sides, "difference": difference})
-        train_cells.append(made[name]["training"]["cells"])
+        seeds.append({"seed": seed, "test_cells": metrics[UNSEEN].cells, **sides, "difference": difference})
+        train_cells.append(made[name].training.cells)
     shared = [key for key in seeds[0]["difference"] if all(key in seed["difference"] for seed in seeds)]
     values = {key: [seed["difference"][key] for seed in seeds] for key in shared}
     first = next(iter(made.values()))
     return {
         "notice": RESEARCH_NOTICE,
         "estimates": "what testing on subjects whose other cells were trained on adds to a figure",
-        "recipe": first["recipe"],
-        "data": {key: first["data"][key] for key in ("name", "title", "fingerprint", "unit", "citation")},
-        "start_weights": first["training"]["start_weights"],
+        "recipe": first.recipe.content(),
+        "data": {key: getattr(first.data, key) for key in ("name", "title", "fingerprint", "unit", "citation")},
+        "start_weights": first.training.start_weights,
         "train_cells": train_cells,
         "seeds": seeds,
         "difference": {
             key: {"mean": float(np.mean(each)), "smallest": min(each), "largest": max(each)}
             for key, each in values.items()
         },
-        "training_seconds": sum(metrics["training"]["seconds"] for metrics in made.values()),
-        "hardware": first["training"]["hardware"],
-        "versions": first["training"]["versions"],
+        "training_seconds": sum(metrics.training.seconds for metrics in made.values()),
+        "hardware": first.training.hardware,
+        "versions": first.training.versions,
     }
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from accelerate.utils import set_seed
@@ -29,7 +28,6 @@ from accelerate.utils import set_seed
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.evaluation.metrics import headline, measure
-from leukoscope.evaluation.plots import BLUE, GREY, ORANGE, VERMILION, new_figure, plain, save_plot
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.files import write_atomic
 from leukoscope.models.build import build_network, load_start_weights
@@ -38,21 +36,15 @@ from leukoscope.progress import note
 from leukoscope.training.accelerator import keep_freed_memory, make_accelerator
 from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.config import parse_config
-from leukoscope.training.data import evenly_spread, preprocessing_for
+from leukoscope.training.data import preprocessing_for
 from leukoscope.training.identity import RunIdentity
-from leukoscope.training.run_folder import RESUME_LATEST, RunFolder
+from leukoscope.training.run_folder import RunFolder
 from leukoscope.training.train import choose_split
 from leukoscope.training.trainer import Trainer
 
 EPOCH_CELLS = 2000
 # In epochs of `EPOCH_CELLS` draws.
 MEASURED_AT = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 100)
-# What is plotted, and how.
-PLOTTED = {"auroc_by_subject": "AUROC by subject", "auroc_equal_size": "AUROC at equal size"}
-SIZE_COLOURS = {112: GREY, 160: ORANGE, 224: BLUE, 288: VERMILION}
-LINES = ("-", "--", ":")
-# Test cells that are shown in the seven other views too.
-TURNED_CELLS = 192
 COMMON = (
     *("--dataset_name", "cnmc2019", "--split", "subject-cv", "--num_folds", "5", "--no_validation"),
     *("--num_train_epochs", str(MEASURED_AT[-1])),
@@ -84,11 +76,13 @@ def run(folder: Path, flags: list[str], draws: int) -> None:
     cells = frame_cells(data, preprocessing_for(recipe, data))
     split = choose_split(config, cells.data)
     folder.mkdir(parents=True, exist_ok=True)
-    identity = replace(RunIdentity.of(config, recipe), data=cells.data.fingerprint, split=split.fingerprint)
+    identity = RunIdentity.of(config, recipe, data=cells.data.fingerprint, split=split.fingerprint)
     run_folder = RunFolder(folder)
-    checkpoints = Checkpoints(run_folder, identity)
+    run_folder.check(identity, resume=True)
+    run_folder.save_identity(identity, config.as_dict())
+    checkpoints = Checkpoints(run_folder)
     if run_folder.checkpoint_folders():
-        checkpoints.resume(RESUME_LATEST)
+        checkpoints.resume()
     trainer = Trainer(accelerator, network, cells, split, recipe, seed=config.run.seed, checkpoints=checkpoints)
     about: dict[str, Any] = {
         "start_weights": start,
@@ -105,8 +99,7 @@ def run(folder: Path, flags: list[str], draws: int) -> None:
             unshifted = trainer.predict(split.test)
             counts = trainer.class_counts.cpu().numpy()
             predictions = with_class_frequencies(unshifted, counts)
-            changes = changed_classes(trainer, evenly_spread(cells.rows(split.test), TURNED_CELLS), counts)
-            found = headline(measure(predictions)) | {"changed_in_a_view": changes, "seconds": row["seconds"]}
+            found = headline(measure(predictions)) | {"seconds": row["seconds"]}
             write_atomic(path.with_suffix(".json"), json.dumps(found, indent=1))
             replace(predictions, pixel_hashes=None).save(path)
             note(f"{folder.name} {epoch * EPOCH_CELLS:,} draws: {found}")
@@ -118,24 +111,6 @@ def with_class_frequencies(predictions: CellPredictions, counts: np.ndarray) -> 
     """Undo the even sampling of classes, as `shift_class_frequencies` can for a release."""
     shifted = predictions.probabilities * counts / counts.sum()
     return replace(predictions, probabilities=shifted / shifted.sum(axis=1, keepdims=True))
-
-
-def changed_classes(trainer: Trainer, rows: np.ndarray, counts: np.ndarray) -> float:
-    """Share of cells whose most probable class changes in any of the seven other views (quarter turns, mirrored)."""
-    model = trainer.inputs.model(trainer.state.eval_network).eval()
-    classes = []
-    with torch.inference_mode():
-        for first in range(0, len(rows), 64):
-            items = trainer.inputs.items(rows[first : first + 64])
-            views = []
-            for mirrored in (items, items.flip(3)):
-                for turns in range(4):
-                    inputs = trainer.inputs.for_prediction(torch.rot90(mirrored, turns, (2, 3)))
-                    logits = model(inputs).float() + torch.log(torch.as_tensor(counts, dtype=torch.float))
-                    views.append(logits.argmax(dim=1))
-            classes.append(torch.stack(views))
-    seen = torch.cat(classes, dim=1)
-    return float((seen != seen[0]).any(dim=0).float().mean())
 
 
 def summarise(folder: Path) -> list[dict[str, Any]]:
@@ -153,57 +128,23 @@ def summarise(folder: Path) -> list[dict[str, Any]]:
             if not reached:
                 continue
             parts = [CellPredictions.load(folds[fold] / f"{draws:06d}.parquet") for fold in reached]
-            turned = [json.loads((folds[fold] / f"{draws:06d}.json").read_text(encoding="utf-8")) for fold in reached]
             metrics = headline(measure(pooled(parts)))
-            metrics["changed_in_a_view"] = float(np.mean([one["changed_in_a_view"] for one in turned]))
             subjects = len({subject for part in parts for subject in part.subjects})
             curves.append({**about, "draws": draws, "folds": reached, "subjects": subjects, "metrics": metrics})
     return curves
 
 
-def plot(folder: Path) -> None:
-    """Draw curves.png: a row for each fold, a line for each recipe and picture size."""
-    runs = sorted(path.parent for path in folder.glob("*/about.json"))
-    abouts = [json.loads((run / "about.json").read_text(encoding="utf-8")) for run in runs]
-    folds = sorted({about["fold"] for about in abouts})
-    recipes = sorted({about["recipe"] for about in abouts})
-    figure = new_figure(9.0, 3.2 * len(folds))
-    panels = figure.subplots(len(folds), len(PLOTTED), sharex=True, squeeze=False)
-    for run, about in zip(runs, abouts, strict=True):
-        measured = [
-            (int(path.stem), json.loads(path.read_text(encoding="utf-8"))) for path in sorted(run.glob("[0-9]*.json"))
-        ]
-        style = {"color": SIZE_COLOURS[about["image_size"]], "linestyle": LINES[recipes.index(about["recipe"])]}
-        label = f"{about['recipe']}, {about['image_size']} px"
-        for axes, key in zip(panels[folds.index(about["fold"])], PLOTTED, strict=True):
-            axes.plot([draws for draws, _ in measured], [row[key] for _, row in measured], **style, label=label)
-    for fold, row in zip(folds, panels, strict=True):
-        subjects = len(next(about["test_subjects"] for about in abouts if about["fold"] == fold))
-        for axes, words in zip(row, PLOTTED.values(), strict=True):
-            axes.set_title(f"{words}, fold {fold} ({subjects} unseen subjects)", fontsize=9)
-            axes.set_xscale("log", base=2)
-            ticks = sorted({line_draws for line in axes.lines for line_draws in line.get_xdata()})
-            axes.set_xticks(ticks, [f"{draws / 1000:g}k" for draws in ticks], fontsize=8)
-            axes.set_xlabel("training cells drawn")
-            plain(axes)
-        row[0].legend(fontsize=7, frameon=False)
-    save_plot(figure, folder / "curves.png")
-
-
 def main() -> None:
-    """Train one curve, or summarise and plot those that are there."""
+    """Train one curve, or summarise those that are there."""
     ours, _, flags = (" ".join(sys.argv[1:]) + " ").partition(" -- ")
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--draws", type=int, default=32_000, help="Stop when so many cells were drawn.")
-    parser.add_argument(
-        "--summarise", action="store_true", help="Write curves.json and curves.png of the folder's runs."
-    )
+    parser.add_argument("--summarise", action="store_true", help="Write curves.json of the folder's runs.")
     given = parser.parse_args(ours.split())
     if given.summarise:
         about = {"notice": RESEARCH_NOTICE, "estimates": "recipe (folds of a 5-fold cross-validation by subject)"}
         write_json(given.folder / "curves.json", about | {"curves": summarise(given.folder)})
-        plot(given.folder)
     else:
         run(given.folder, flags.split(), given.draws)
 

@@ -35,20 +35,22 @@ from leukoscope.data.pixel_cache import PixelRows
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_cells, bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.gradcam import share_on_cell
-from leukoscope.inference.occlusion import covering_maps
 from leukoscope.inference.prediction import NO_MAP, NUM_VIEWS, softmax, turned, turned_back
-from leukoscope.inference.predictor import float32_backend
-from leukoscope.inference.runtime import TorchBackend
-from leukoscope.models.map_check import EVIDENCE_METHOD, MAP_BLOCKS, OCCLUSION_METHOD, SCALE_BLOCKS
+from leukoscope.inference.runtime import TorchBackend, torch_backend
+from leukoscope.models.metrics import EVIDENCE_METHOD, OCCLUSION_METHOD
 from leukoscope.models.release import read_metrics, write_metrics
 from leukoscope.models.weights import Release, load_release
 from leukoscope.progress import progress, track
 from leukoscope.reports.card import write_card
 from research.commands import make_parser, run
+from research.covering import covering_maps
 
 if TYPE_CHECKING:
     from leukoscope.inference.predictor import Backend
 
+# Method → the blocks of metrics.json that hold what the checks of its maps found, and how strong they usually are.
+MAP_BLOCKS = {EVIDENCE_METHOD: "heat_maps", OCCLUSION_METHOD: "occlusion_maps"}
+SCALE_BLOCKS = {EVIDENCE_METHOD: "evidence_scale", OCCLUSION_METHOD: "occlusion_scale"}
 AT_ONCE = 8
 """Cells computed at once, which share a random network; of more, the activations do not fit a processor's cache."""
 OWN_AT_LEAST = 0.6
@@ -134,7 +136,7 @@ def explanation_blocks(
     if len(rows) < 2:
         raise LeukoscopeError(f"heat maps: {len(rows)} cell(s) to check of {len(pixels)} given; give 2 or more")
     cells = np.asarray(pixels[rows])
-    backend = float32_backend(release, 120 * len(rows))
+    backend = torch_backend(release)
     if method == EVIDENCE_METHOD and backend(cells[:1], explain=True).maps is None:
         return {}
     predict = PREDICT_WITH_MAPS[method]
@@ -429,7 +431,7 @@ def pearson_correlation(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
 def map_blocks(release: Path, train_dir: Path, method: str, *, sample: int = 48) -> dict[str, dict[str, Any]]:
     """Make the blocks of one method from the cells that a release was made from; only those drawn are decoded."""
     loaded = load_release(release)
-    data = load_cells(loaded.metrics["data"]["name"], train_dir, image_size=2 * loaded.preprocessing.image_size)
+    data = load_cells(loaded.metrics.data.name, train_dir, image_size=2 * loaded.preprocessing.image_size)
     train = data.train.select_columns(["label", "subject"])
     drawn = even_sample(np.asarray(train["label"][:]), train["subject"][:], sample)
     rows = data.rows.select(drawn)
@@ -457,7 +459,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check the maps of one method, write their blocks, and render the card."""
     given = parser().parse_args(argv)
     blocks = map_blocks(given.release, given.train_dir, given.method)
-    write_metrics(given.release, {**read_metrics(given.release), **blocks})
+    write_metrics(given.release, read_metrics(given.release).changed(**blocks))
     print(f"{write_card(given.release)}\n{RESEARCH_NOTICE}")
 
 

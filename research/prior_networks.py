@@ -12,9 +12,7 @@ from typing import Any, Literal
 
 import timm
 import torch
-from timm.models.vgg import ConvMlp
 from torch import nn
-from torch.nn import functional as F
 
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe
@@ -26,7 +24,7 @@ def build_prior(recipe: Recipe, num_classes: int) -> nn.Module:
     create: Callable[..., nn.Module] | None = _OWN_NETWORKS.get(recipe.architecture)
     if isinstance(recipe, PriorRecipe) and recipe.head is not None:
         create = partial(Classifier, head=asdict(recipe.head))
-    return with_matrix_products(build_network(recipe, num_classes, create))
+    return build_network(recipe, num_classes, create)
 
 
 def penalty(network: nn.Module, recipe: Recipe) -> torch.Tensor:
@@ -91,7 +89,26 @@ def _hidden(inputs: int, *, width: int, activation: str, batch_norm: bool, dropo
     return nn.Sequential(*layers)
 
 
-class Classifier(nn.Module):
+class Network(nn.Module):
+    """What training asks of a network: a map of features, and a head above it."""
+
+    features: nn.Module
+    """(B, 3, S, S) standardised pixels → (B, C, h, w), the last feature map."""
+
+    def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) standardised pixels → (B, C, h, w)."""
+        return self.features(pixels)
+
+    def forward_head(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) → (B, K) logits."""
+        raise NotImplementedError
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) standardised pixels → (B, K) logits."""
+        return self.forward_head(self.forward_features(pixels))
+
+
+class Classifier(Network):
     """A backbone of timm under a head of its own.
 
     Args:
@@ -115,7 +132,7 @@ class Classifier(nn.Module):
         self.pretrained_cfg = {"first_conv": f"backbone.{first}", "classifier": "head.classifier"}
 
     def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) standardised pixels → (B, C, h, w), the last feature map."""
+        """(B, 3, S, S) standardised pixels → (B, C, h, w)."""
         return self.backbone.forward_features(pixels)
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -127,12 +144,8 @@ class Classifier(nn.Module):
         """What follows the pooled features."""
         return self.head
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) standardised pixels → (B, K) logits."""
-        return self.forward_head(self.forward_features(pixels))
 
-
-class AlexNet(nn.Module):
+class AlexNet(Network):
     """torchvision's AlexNet (Krizhevsky 2014, arXiv:1404.5997), layers and names unchanged."""
 
     def __init__(self, architecture: str, num_classes: int, drop_rate: float = 0.5):
@@ -144,10 +157,6 @@ class AlexNet(nn.Module):
         self.num_classes, self.num_features = num_classes, 256
         self.pretrained_cfg = {"first_conv": "features.0", "classifier": "classifier.6"}
 
-    def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) standardised pixels → (B, 256, h, w)."""
-        return self.features(pixels)
-
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.classifier[-1]
@@ -156,12 +165,8 @@ class AlexNet(nn.Module):
         """(B, 256, h, w) → (B, K) logits."""
         return self.classifier(self.avgpool(features).flatten(1))
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) standardised pixels → (B, K) logits."""
-        return self.forward_head(self.forward_features(pixels))
 
-
-class BaselineCNN(nn.Module):
+class BaselineCNN(Network):
     """Three convolutions of 8, 16 and 16 filters (3×3), each halved by max pooling, and two dense layers."""
 
     def __init__(self, architecture: str, num_classes: int, drop_rate: float = 0.0):
@@ -180,10 +185,6 @@ class BaselineCNN(nn.Module):
         self.num_classes, self.num_features = num_classes, filters[-1]
         self.pretrained_cfg = {"first_conv": "features.0", "classifier": "classifier"}
 
-    def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) standardised pixels → (B, 16, h, w)."""
-        return self.features(pixels)
-
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.classifier
@@ -192,31 +193,5 @@ class BaselineCNN(nn.Module):
         """(B, 16, h, w) → (B, K) logits."""
         return self.classifier(self.hidden(self.pool(features).flatten(1)))
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) standardised pixels → (B, K) logits."""
-        return self.forward_head(self.forward_features(pixels))
-
 
 _OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {"alexnet": AlexNet, "baseline_cnn": BaselineCNN}
-
-
-class MatrixProduct(nn.Conv2d):
-    """A convolution whose kernel is as large as its input, computed as the matrix product that it is."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        if maps.shape[-2:] != self.kernel_size:
-            return super().forward(maps)
-        return F.linear(maps.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]
-
-
-def with_matrix_products(network: nn.Module) -> nn.Module:
-    """Compute VGG's dense layers as matrix products; names, shapes and results stay timm's.
-
-    timm writes them as convolutions. A training step on a CPU would spend about half of its time on copying their 120
-    million weights from one memory layout to another.
-    """
-    dense = [module for module in network.modules() if isinstance(module, ConvMlp)]
-    for layer in (layer for module in dense for layer in module.children() if isinstance(layer, nn.Conv2d)):
-        layer.__class__ = MatrixProduct
-        layer.weight.data = layer.weight.data.contiguous()
-    return network

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
+from leukoscope.models.metrics import FromOne, FromZero, NotNegative, Positive, Share
 from leukoscope.models.recipes import RECIPES, UNCHANGED, Recipe
-from leukoscope.models.release import FromOne, FromZero, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
@@ -31,8 +32,7 @@ from leukoscope.data.images import open_encoded
 from leukoscope.data.loading import load_cells
 from leukoscope.evaluation.metrics import measure, versions
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.models.release import write_json
-from leukoscope.models.weights import read_safetensors
+from leukoscope.models.release import open_safetensors, write_json
 from leukoscope.progress import progress
 from research.commands import make_parser, run
 
@@ -201,7 +201,7 @@ def _all_features(cells: Any, images: np.ndarray, start_weights: Path) -> np.nda
     torch.manual_seed(0)
     network = create_model(ARCHITECTURE, pretrained=False, num_classes=0).eval()
     missing = network.load_state_dict(
-        {name: tensor.float() for name, tensor in read_safetensors(start_weights).items()}, strict=False
+        {name: tensor.float() for name, tensor in open_safetensors(start_weights, load_file).items()}, strict=False
     )
     print("tensors that stay random:", ", ".join(missing.missing_keys) or "none", flush=True)
     change = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomRotation(180), v2.ColorJitter(brightness=0.1)])

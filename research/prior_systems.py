@@ -23,23 +23,14 @@ from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.models.release import read_metrics, write_json
-from leukoscope.protocol import (
-    RANDOM_SPLIT,
-    ProtocolRun,
-    finish,
-    identity_of,
-    known_of,
-    pooled_predictions,
-    refuse_split_flags,
-)
+from leukoscope.protocol import RANDOM_SPLIT, ProtocolRun, finish, known_of, pooled_predictions, refuse_split_flags
 from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig, parse_config
-from leukoscope.training.identity import RunIdentity, plain
+from leukoscope.training.identity import plain
 from research.commands import make_parser, run
 from research.paired import paired_difference
 from research.prior_claims import CLAIMS, PROTOCOLS, RANDOM, UNSEEN, Claim
-from research.prior_recipes import PRIOR_RECIPES, PriorRecipe, register
+from research.prior_recipes import PRIOR_RECIPES, register
 from research.prior_training import train_prior
-from research.tables import prior_notes, prior_table, read_results
 
 AS_PUBLISHED = ["data"]
 """The --class_frequencies of all rows: those that the authors' networks presume."""
@@ -69,45 +60,27 @@ class Row:
         """True when its file holds this very row.
 
         Raises:
-            LeukoscopeError: the file is damaged, or holds a row made with other settings, start weights or cells.
+            LeukoscopeError: the file is damaged, or holds a row made with other flags.
         """
         if not self.file.exists():
             return False
         try:
-            made = json.loads(self.file.read_text(encoding="utf-8"))
+            row = json.loads(self.file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise LeukoscopeError(f"{self.file}: damaged ({error}); restore it, or remove it to run the row") from None
-        now = identity_of(self.config)
-        if different := _identity(made).differences(_as_listed(now)):
+        if {"class_frequencies": AS_PUBLISHED} | row["flags"] != _flags(self.config):
             raise LeukoscopeError(
-                f"{self.file}: made with other settings ({', '.join(different)}); give another --output folder, or "
-                "remove it to run the row anew"
+                f"{self.file}: made with other flags ({row['flags']}); give another --output folder, or remove it to "
+                "run the row anew"
             )
         return True
 
 
 def _flags(config: TrainingConfig) -> dict[str, Any]:
-    """The flags that determine a row's result and are not the defaults."""
+    """The flags that determine a row's result and are not the defaults; no paths."""
     defaults = TrainingConfig().as_dict()
-    return {k: plain(v) for k, v in config.as_dict().items() if k not in NOT_THE_RESULT and v != defaults[k]}
-
-
-def _identity(row: Mapping[str, Any]) -> RunIdentity:
-    """The identity of a row's first fold; rows made before start weights were hashed know none."""
-    start = row["training"].get("start_weights_sha256")
-    return _as_listed(RunIdentity(row["flags"], row["recipe"], start, row["data"]["fingerprint"]))
-
-
-def _as_listed(run: RunIdentity) -> RunIdentity:
-    """With today's flags and fields of a recipe: what a row lacks was the default, what is gone is left out."""
-    flags = TrainingConfig().as_dict() | {"class_frequencies": AS_PUBLISHED}
-    recipe = plain(asdict(PriorRecipe("", "", "")))
-    del recipe["about"]
-    return replace(
-        run,
-        flags={name: run.flags.get(name, default) for name, default in flags.items()},
-        recipe={name: run.recipe.get(name, default) for name, default in recipe.items()},
-    )
+    left_out = (*NOT_THE_RESULT, "train_dir", "pretrained_weights")
+    return {k: plain(v) for k, v in config.as_dict().items() if k not in left_out and v != defaults[k]}
 
 
 def prior_rows(
@@ -146,7 +119,7 @@ def prior_rows(
     # Blocks of neighbouring images stand for subjects where a data set names none.
     unit = known_of(data).group
     splits: dict[str, Any] = {RANDOM: "random-cv", UNSEEN: f"{unit}-cv"}
-    estimates = {RANDOM: RANDOM_SPLIT, UNSEEN: OUT_OF_FOLD}
+    estimates = {RANDOM: RANDOM_SPLIT.format(unit=unit), UNSEEN: OUT_OF_FOLD}
     rows = []
     for recipe, protocol in product(chosen, protocols or PROTOCOLS):
         name = f"{recipe}-{protocol}"
@@ -201,9 +174,8 @@ def result(row: Row, predictions: CellPredictions) -> dict[str, Any]:
         predictions: the runs' out-of-fold predictions, pooled.
     """
     metrics = [read_metrics(run.folder) for run in row.runs]
-    first, trainings = metrics[0], [one["training"] for one in metrics]
+    first, trainings = metrics[0].content(), [run_metrics.training.content() for run_metrics in metrics]
     measured = measure(predictions)
-    report = class_report(measured)
     baselines = [run.folder / "size_only_predictions.parquet" for run in row.runs]
     size_alone = None
     if all(file.is_file() for file in baselines):
@@ -222,7 +194,7 @@ def result(row: Row, predictions: CellPredictions) -> dict[str, Any]:
             "strategy": row.config.data.split,
             "detail": f"{len(row.runs)}-fold cross-validation by "
             f"{'image' if row.protocol == RANDOM else first['data']['unit']}",
-            "fingerprints": [one["evaluations"][0]["split"]["fingerprint"] for one in metrics],
+            "fingerprints": [run_metrics.evaluations[0].split.fingerprint for run_metrics in metrics],
         },
         "training": {
             "command": row.config.command(),
@@ -234,46 +206,12 @@ def result(row: Row, predictions: CellPredictions) -> dict[str, Any]:
         "metrics": {
             "cells": measured["cells"],
             **headline(measured),
-            "one_vs_rest_accuracy": report["mean"]["one_vs_rest_accuracy"],
-            "mean_over_classes": report["mean"],
-            "per_class": report["classes"],
+            "per_class": measured["per_class"],
             "confusion_matrix": measured["confusion_matrix"],
             "subjects": len(measured["subjects"]),
         },
         "intervals": _intervals(predictions),
         "size_only_baseline": size_alone,
-    }
-
-
-def class_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure each class by itself and against all others, from what `measure` gives.
-
-    One-vs-rest accuracy is that of deciding whether a cell is of one class. A wrong prediction is wrong for two of the
-    K classes only, so with four classes its mean shows half the error rate: a published accuracy far above the recall
-    beside it may be this metric.
-
-    Returns:
-        `classes`: name → precision, recall (sensitivity), specificity, f1,
-        one_vs_rest_accuracy (shares, 0–1; specificity is None where all cells are of the class) and support; and
-        `mean` of those shares over the classes that were tested.
-    """
-    matrix, cells = metrics["confusion_matrix"], metrics["cells"]
-    classes = {}
-    for k, (name, of_class) in enumerate(metrics["per_class"].items()):
-        others, taken_for_it = cells - sum(matrix[k]), sum(row[k] for row in matrix) - matrix[k][k]
-        missed = sum(matrix[k]) - matrix[k][k]
-        classes[name] = {
-            **{key: of_class[key] for key in ("precision", "recall")},
-            "specificity": (others - taken_for_it) / others if others else None,
-            "f1": of_class["f1"],
-            "one_vs_rest_accuracy": (cells - taken_for_it - missed) / cells,
-            "support": of_class["support"],
-        }
-    tested = [row for row in classes.values() if row["support"]]
-    known = {key: [row[key] for row in tested if row[key] is not None] for key in tested[0] if key != "support"}
-    return {
-        "classes": classes,
-        "mean": {key: sum(values) / len(values) if values else None for key, values in known.items()},
     }
 
 
@@ -308,18 +246,23 @@ def _compare_protocols(row: Row) -> None:
 
     On the same cells, with intervals by subject; None where the two rows differ in more than how they split.
     """
-    by_image, unseen = (row.file.with_name(f"{row.claim.recipe}-{protocol}.json") for protocol in PROTOCOLS)
-    if not all(file.is_file() and file.with_suffix(".parquet").is_file() for file in (by_image, unseen)):
+    files = [row.file.with_name(f"{row.claim.recipe}-{protocol}.json") for protocol in PROTOCOLS]
+    if not all(file.is_file() and file.with_suffix(".parquet").is_file() for file in files):
         return
-    made = [json.loads(file.read_text(encoding="utf-8")) for file in (by_image, unseen)]
-    first, other = map(_identity, made)
+    by_image, unseen = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     difference = None
-    if not first.differences(other) and made[0]["training"]["start_weights"] == made[1]["training"]["start_weights"]:
-        predictions = [CellPredictions.load(file.with_suffix(".parquet")) for file in (by_image, unseen)]
+    if _apart_from_split(by_image) == _apart_from_split(unseen):
+        predictions = [CellPredictions.load(file.with_suffix(".parquet")) for file in files]
         # Too few subjects of a class have none.
         with suppress(LeukoscopeError):
             difference = paired_difference(*predictions)
-    write_json(unseen, {**made[1], "by_image_minus_unseen": difference})
+    write_json(files[1], {**unseen, "by_image_minus_unseen": difference})
+
+
+def _apart_from_split(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two rows must share to be compared: recipe, flags, start weights and cells."""
+    flags = {name: value for name, value in row["flags"].items() if name != "split"}
+    return {**row["recipe"], "about": ""}, flags, row["training"]["start_weights"], row["data"]["fingerprint"]
 
 
 def parser() -> ArgumentParser:
@@ -328,20 +271,15 @@ def parser() -> ArgumentParser:
     made.add_argument("--recipe", action="append", default=[], help="A prior_… recipe; may be repeated (default: all).")
     made.add_argument("--protocol", choices=PROTOCOLS, help="Split by image, or by subject (default: both).")
     made.add_argument("--output", type=Path, default=PRIOR_RESULTS, help="Folder with one JSON file for each row.")
-    made.add_argument("--table", action="store_true", help="Train nothing: print the table of the rows there are.")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the rows that have no file yet, or print the table of those that have."""
+    """Make the rows that have no file yet."""
     given, flags = parser().parse_known_args(argv)
-    if given.table:
-        measured = read_results(given.output)
-        print(f"{prior_table(measured)}\n\n{prior_notes(measured)}\n\n{RESEARCH_NOTICE}")
-        return
     if not any(word.partition("=")[0] in ("--dataset_name", "--config") for word in flags):
         raise LeukoscopeError(
-            "name the cells, with --dataset_name cnmc2019 --train_dir DIR (prior_b_densenet201: ball4), or give --table"
+            "name the cells, with --dataset_name cnmc2019 --train_dir DIR (prior_b_densenet201: ball4)"
         )
     require_writable(given.output)
     register()

@@ -20,9 +20,21 @@ from leukoscope.data.registry import DATASETS, cells_of
 from leukoscope.evaluation.bootstrap import bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.files import write_atomic
+from leukoscope.models.metrics import Estimate, Interval, Metrics, RuleFigures, Selective
 from leukoscope.models.release import PREDICTIONS_FOLDER, WEIGHTS_FILE, read_metrics
-from leukoscope.reports.formatting import Table, count, metric_name, new_aliases, share, span, with_interval, with_span
-from leukoscope.reports.release_tables import healthy_kinds, healthy_with_class, recognised_rows, unseen_evaluation
+from leukoscope.reports.tables import (
+    Table,
+    count,
+    healthy_kinds,
+    healthy_with_class,
+    metric_name,
+    new_aliases,
+    recognised_rows,
+    share,
+    span,
+    with_interval,
+    with_span,
+)
 from research.external import sha256_of
 from research.speed_table import speed_table
 from research.tables import (
@@ -36,8 +48,6 @@ from research.tables import (
     prior_sources,
     prior_table,
     read_results,
-    robustness_settings_table,
-    split_rule_finding,
     split_rule_table,
 )
 
@@ -95,8 +105,6 @@ def readme_tables(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         "leakage": leakage_table(found["leakage"]),
         "shortcuts": shortcuts_table(found["audit"]),
         "ablation": ablation_table(found["ablation"]),
-        "robustness-settings": robustness_settings_table(read_results(results / "robustness", "settings.json")),
-        "flags": str(flags_table()),
         "datasets": str(datasets_table()),
     }
 
@@ -106,7 +114,7 @@ FINDINGS = ("leak", "size", "weighing", "layers", "batch", "refusal")
 
 def findings(results: Path, releases: Sequence[Path]) -> dict[str, str]:
     """The figures below each finding of docs/results.md."""
-    ours = next((m for m in map(read_metrics, releases) if {"subject_rule", "ood"} <= m.keys()), None)
+    ours = next((m for m in map(read_metrics, releases) if m.subject_rule and m.ood), None)
     prior, leakage = overstated(by_protocol(read_results(results / "prior"))), read_results(results / "leakage")
     ablation, batch = read_results(results / "ablation"), read_results(results, "cross_batch.json")
     further = read_results(results, "further_subjects.json")
@@ -115,19 +123,19 @@ def findings(results: Path, releases: Sequence[Path]) -> dict[str, str]:
     assert ours is not None
     clear = [one["difference"] for one in prior.values() if one["low"] > 0]
     seen = next(one["difference"]["balanced_accuracy"] for one in leakage if one["data"]["name"] == "cnmc2019")
-    evaluation, settings = ours["evaluations"][0], {one["name"]: one for one in ablation[0]["settings"]}
-    size, measured = evaluation["size_only_baseline"], evaluation["metrics"]
+    evaluation, settings = ours.evaluations[0], {one["name"]: one for one in ablation[0]["settings"]}
+    size, measured, rule = evaluation.size_only_baseline, evaluation.metrics, ours.subject_rule
+    assert size is not None and rule is not None and rule.size_only is not None
     evenly, alike = (settings[FROZEN + after]["metrics"] for after in ("", ", every cell alike"))
     other = batch[0]["over_the_three"]
-    outside, subjects = further[0]["releases"][0]["one_view"], ours["subject_rule"]
+    outside = further[0]["releases"][0]["one_view"]
     return {
         "leak": f"A split by image overstates {len(clear)} of {len(prior)} networks, by {min(clear):.3f} to "
         f"{max(clear):.3f} of balanced accuracy by subject; with the same recipe, as many training cells and "
-        f"the same test cells by {share(seen['mean'])} ({share(seen['smallest'])} to {share(seen['largest'])}). "
-        f"{split_rule_finding(read_results(results, 'system_f.json'))}".rstrip(),
-        "size": f"AUROC by subject of cell size alone {share(size['auroc_by_subject'])}, of the network "
-        f"{share(measured['auroc_by_subject'])}; at equal size {share(size['auroc_equal_size'])} and "
-        f"{share(measured['auroc_equal_size'])}.",
+        f"the same test cells by {share(seen['mean'])} ({share(seen['smallest'])} to {share(seen['largest'])}).",
+        "size": f"AUROC by subject of cell size alone {share(size.auroc_by_subject)}, of the network "
+        f"{share(measured.auroc_by_subject)}; at equal size {share(size.auroc_equal_size)} and "
+        f"{share(measured.auroc_equal_size)}.",
         "weighing": f"With every cell alike instead of every subject alike, the AUROC over all cells goes from "
         f"{share(evenly['auroc'])} to {share(alike['auroc'])}, the AUROC by subject from "
         f"{share(evenly['auroc_by_subject'])} to {share(alike['auroc_by_subject'])}.",
@@ -135,49 +143,19 @@ def findings(results: Path, releases: Sequence[Path]) -> dict[str, str]:
         f"fine-tuned DenseNet121 {share(settings['subjects evenly']['metrics']['auroc_by_subject'])}; difference "
         f"{difference(settings[FROZEN]['difference']['auroc_by_subject'])}.",
         "batch": f"AUROC by subject {with_interval(evaluation, 'auroc_by_subject')} in cross-validation, "
-        f"{share(other['auroc_by_subject'])} ({span(other['intervals']['auroc_by_subject'])}) "
-        f"from two official folds to the third, {with_span(outside['auroc_by_subject'])} on "
+        f"{share(other['auroc_by_subject'])} ({span(Interval(**other['intervals']['auroc_by_subject']))}) "
+        f"from two official folds to the third, {with_span(Estimate(**outside['auroc_by_subject']))} on "
         f"{further[0]['subjects']} further subjects (cell size alone: "
         f"{share(further[0]['size_alone']['auroc_by_subject']['value'])}).",
         "refusal": f"Of 100 white cells of healthy donors of other laboratories, the network alone calls "
-        f"{healthy_with_class(ours, _positive_label(ours), 'most_probable')} leukaemic; with the detector "
+        f"{healthy_with_class(ours, _positive_label(ours), outcomes='most_probable')} leukaemic; with the detector "
         f"{healthy_with_class(ours)} get a class. AUROC of a subject's pooled cells "
-        f"{with_span(subjects['measured']['auroc'])}, by their size alone {with_span(subjects['size_only']['auroc'])}.",
+        f"{with_span(rule.measured.auroc)}, by their size alone {with_span(rule.size_only.auroc)}.",
     }
 
 
 # Settings of the ablation: of the release, and beside it.
 FROZEN = "frozen levels 1 and 2, whole picture, 320 px"
-
-# The flags of transformers' examples/pytorch/image-classification/run_image_classification_no_trainer.py.
-HF_FLAGS = (
-    *("dataset_name", "train_dir", "validation_dir", "max_train_samples", "max_eval_samples", "train_val_split"),
-    *("model_name_or_path", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate"),
-    *("weight_decay", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps", "lr_scheduler_type"),
-    *("num_warmup_steps", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_token", "trust_remote_code"),
-    *("checkpointing_steps", "resume_from_checkpoint", "with_tracking", "report_to", "ignore_mismatched_sizes"),
-    *("image_column_name", "label_column_name"),
-)
-# Where a flag of the same name is not quite the same, and why one is missing.
-FLAG_REMARKS = {
-    "validation_dir": "Put class folders into `train/`, `validation/` and `test/` below `train_dir`.",
-    "train_val_split": "0.15 if the data have no validation split; `--no_validation` for none.",
-    "per_device_eval_batch_size": "Twice the training batch.",
-    "max_train_steps": "Set the length of an epoch by `--override epoch_cells=…`.",
-    "with_tracking": "`--report_to` is enough, with one tracker at a time.",
-    "model_name_or_path": "Models of timm and releases; no other models of transformers.",
-    "lr_scheduler_type": "`--override schedule=…`; default: the recipe's, mostly cosine.",
-    "num_warmup_steps": "`--override warmup_steps=…`; default: a tenth of all steps.",
-    "ignore_mismatched_sizes": "Not needed: other classes always get a new head.",
-    "hub_token": "Use `HF_TOKEN` or `hf auth login`.",
-    "trust_remote_code": "Code of a model or a data set is never run.",
-}
-
-
-def flags_table() -> Table:
-    """Where the flags of `leukoscope train` differ from those of Hugging Face's example script."""
-    rows = [(f"`--{flag}`", FLAG_REMARKS[flag]) for flag in HF_FLAGS if flag in FLAG_REMARKS]
-    return Table(("their flag", "here"), rows, text_columns=2)
 
 
 def datasets_table() -> Table:
@@ -201,8 +179,8 @@ def markers(name: str) -> tuple[str, str]:
     return f"<!-- rendered: {name} -->", f"<!-- end of {name} -->"
 
 
-def _positive_label(metrics: Mapping[str, Any]) -> list[str]:
-    return [metrics["positive_label"]] if metrics.get("positive_label") else []
+def _positive_label(metrics: Metrics) -> list[str]:
+    return [metrics.positive_label] if metrics.positive_label else []
 
 
 def headline_table(releases: Sequence[Path]) -> str:
@@ -210,59 +188,51 @@ def headline_table(releases: Sequence[Path]) -> str:
 
     Releases of the same classes share a table.
     """
-    by_labels: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    by_labels: dict[tuple[str, ...], dict[str, Metrics]] = {}
     for release in releases:
         metrics = read_metrics(release)
-        if metrics["data"]["unit"] == "subject" and unseen_evaluation(metrics) is not None:
-            by_labels.setdefault(tuple(metrics["labels"]), {})[release.name] = metrics
+        if metrics.data.unit == "subject" and metrics.unseen_evaluation is not None:
+            by_labels.setdefault(tuple(metrics.labels), {})[release.name] = metrics
     tables = [str(_headline(labels, measured)) for labels, measured in by_labels.items()]
     outside = [
-        metrics["further_subjects"]
+        metrics.further_subjects
         for measured in by_labels.values()
         for metrics in measured.values()
-        if "further_subjects" in metrics
+        if metrics.further_subjects
     ]
-    statements = dict.fromkeys(block["estimates"] for block in outside)
+    statements = dict.fromkeys(block.estimates for block in outside)
     return "\n\n".join([*tables, *statements])
 
 
-def _headline(labels: Sequence[str], measured: Mapping[str, dict[str, Any]]) -> Table:
-    """The rows of each release, and one of cell size alone, which is the same for all."""
-    rows = []
-    size_alone: list[str] = []
+def _headline(labels: Sequence[str], measured: Mapping[str, Metrics]) -> Table:
+    """One kind of test after the other, further people first; within each, a row a release."""
+    rows: dict[str, dict[str, list[str]]] = {kind: {} for kind in ("outside", "unseen", "changed", "size")}
     for name, metrics in measured.items():
-        outside = metrics.get("further_subjects") or {}
-        kinds = set()
+        outside = metrics.further_subjects
+        dashes = ["–"] * (len(labels) + 1)
+        rows["changed"][name] = ["their cells under small changes: not measured", f"`{name}`", *dashes]
         for row in recognised_rows(metrics):
-            kinds.add(row.kind)
-            measured_on = row.measured_on
-            if row.kind == "outside" and " of these, " in measured_on:
+            if row.kind not in rows:
                 continue  # docs/results.md shows the batches
-            if row.kind == "size":
-                size_alone = ["cell size alone", measured_on.removeprefix("cell size alone, "), *row.texts[1:]]
-                continue
-            if row.kind == "outside" and outside.get("earlier_weights"):
-                measured_on += f" (earlier weights of this recipe, {outside['measured']})"
-            rows.append([f"`{name}`", measured_on, *row.texts[1:]])
-        if "changed" not in kinds:
-            dashes = ["–" for _ in labels]
-            rows.append([f"`{name}`", "their cells under small changes: not measured", *dashes, "–"])
+            tested = row.measured_on
+            if row.kind == "outside" and outside and outside.earlier_weights:
+                tested += f" (earlier weights of this recipe, {outside.measured})"
+            key, release = ("", "–") if row.kind == "size" else (name, f"`{name}`")
+            rows[row.kind][key] = [tested, release, *row.texts[1:]]
     heads = [f"of 100 {cells_of(label)}, recognised" for label in labels]
-    if size_alone:
-        rows.append(size_alone)
-    columns = ("release", "tested on people it never saw", *heads, "AUROC by subject")
-    return Table(columns, rows, text_columns=2)
+    columns = ("test, on people that its networks never saw", "release", *heads, "AUROC by subject")
+    return Table(columns, [row for kind in rows.values() for row in kind.values()], text_columns=2)
 
 
-def _normal_called_leukaemic(release: Path, metrics: Mapping[str, Any]) -> str:
+def _normal_called_leukaemic(release: Path, metrics: Metrics) -> str:
     """Of 100 normal cells of an unseen subject, how many have the leukaemic class as their most probable one.
 
     Every subject weighs the same; with the 95 % interval from bootstrap samples of subjects.
     """
-    unseen = next((e for e in metrics.get("evaluations", []) if e["split"]["disjoint_by"] != "cell"), None)
-    leukaemic, labels = _positive_label(metrics), metrics.get("labels", [])
+    unseen = next((test for test in metrics.evaluations if test.is_unseen), None)
+    leukaemic, labels = _positive_label(metrics), metrics.labels
     normal = [row for row, label in enumerate(labels) if label not in leukaemic]
-    file = release / PREDICTIONS_FOLDER / f"{unseen['name']}.parquet" if unseen else None
+    file = release / PREDICTIONS_FOLDER / f"{unseen.name}.parquet" if unseen else None
     if not leukaemic or file is None or len(normal) != 1 or not file.is_file():
         return "–"
     cells = CellPredictions.load(file)
@@ -283,7 +253,7 @@ def results_table(releases: Sequence[Path]) -> str:
     rows = []
     for release in releases:
         metrics = read_metrics(release)
-        unit = metrics["data"]["unit"]
+        unit = metrics.data.unit
         # One subject under several ids may be on two sides of a split by subject.
         by_subject = "**a few**, found since" if new_aliases(metrics) else "no"
         both_sides = {
@@ -291,17 +261,17 @@ def results_table(releases: Sequence[Path]) -> str:
             "subject": by_subject,
             "block": "not known, but no block of neighbouring images",
         }
-        for block in metrics.get("evaluations", []):
+        for block in metrics.evaluations:
             shown = [with_interval(block, key) for key in SHOWN_METRICS]
             if unit != "subject":  # under a heading "by subject"
                 pairs = zip(SHOWN_METRICS, shown, strict=True)
                 shown = [
                     f"{one} by {unit}" if key.endswith("_by_subject") and one != "–" else one for key, one in pairs
                 ]
-            size = block.get("size_only_baseline") or {}
-            alone = " / ".join(share(size.get(key)) for key in SHOWN_METRICS[:2]) if size else "–"
-            sides, cells = both_sides.get(block["split"]["disjoint_by"], "not known"), count(block["metrics"]["cells"])
-            rows.append([f"`{release.name}`", block["split"]["detail"], sides, cells, *shown, alone])
+            size = block.size_only_baseline
+            alone = " / ".join(share(size.figure(key)) for key in SHOWN_METRICS[:2]) if size else "–"
+            sides, cells = both_sides.get(block.split.disjoint_by, "not known"), count(block.metrics.cells)
+            rows.append([f"`{release.name}`", block.split.detail, sides, cells, *shown, alone])
     return str(Table((*columns, "cell size alone: both AUROCs"), rows, text_columns=3))
 
 
@@ -319,15 +289,16 @@ def decisions_table(releases: Sequence[Path]) -> str:
     rows = []
     for release in releases:
         metrics = read_metrics(release)
-        default = (metrics.get("decisions") or {}).get("abstention", {}).get("default", {})
+        abstention = metrics.decisions and metrics.decisions.abstention
+        default = abstention.default if abstention else Selective()
         cells, leukaemic = healthy_cells(metrics), _positive_label(metrics)
         rows.append(
             [
                 f"`{release.name}`",
-                *(share(default.get(key)) for key in ("coverage_by_subject", "risk_by_subject")),
+                *(share(part) for part in (default.coverage_by_subject, default.risk_by_subject)),
                 count(cells) if cells else "–",
                 healthy_with_class(metrics),
-                healthy_with_class(metrics, leukaemic, "most_probable"),
+                healthy_with_class(metrics, leukaemic, outcomes="most_probable"),
                 _normal_called_leukaemic(release, metrics),
             ]
         )
@@ -340,22 +311,25 @@ def subjects_table(releases: Sequence[Path]) -> str:
     names = (*aurocs, "sensitivity", "specificity", "subjects given a class", "of these, wrong")
     rows = []
     for release in releases:
-        if block := read_metrics(release).get("subject_rule"):
-            measured = block["measured"]
+        block = read_metrics(release).subject_rule
+        if block:
+            measured = block.measured
             sensitivity, specificity, wrong = (
-                with_span(measured[key], "share") for key in ("sensitivity", "specificity", "error_rate")
+                with_span(rate, "share") for rate in (measured.sensitivity, measured.specificity, measured.error_rate)
             )
-            decided = f"{count(measured['given_a_class'])} of {count(measured['subjects'])}"
-            alone, cells = block.get("size_only") or {}, count(block["least_cells"])
-            if not block.get("least_cells_suffice", True):
+            decided = f"{count(measured.given_a_class)} of {count(measured.subjects)}"
+            cells = count(block.least_cells)
+            if not block.least_cells_suffice:
                 cells = f"more than {cells}"
-            auroc = [with_span(measured["auroc"]), with_span(alone.get("auroc")), difference(alone.get("difference"))]
+            alone = block.size_only or RuleFigures()
+            size_gain = alone.difference.content() if alone.difference else None
+            auroc = [with_span(measured.auroc), with_span(alone.auroc), difference(size_gain)]
             rows.append([f"`{release.name}`", *auroc, sensitivity, specificity, decided, wrong, cells])
     return str(Table(("release", *names, "cells needed"), rows))
 
 
 def external_table(measured: Sequence[Mapping[str, Any]], releases: Sequence[Path]) -> str:
-    """The outside check, of all its people and by batch; a row whose weights are no release's says so."""
+    """The outside check, of all its people and by batch; earlier weights of a release are named so."""
     if not measured:
         return NOT_MEASURED
     (content,) = measured
@@ -364,22 +338,20 @@ def external_table(measured: Sequence[Mapping[str, Any]], releases: Sequence[Pat
     everybody = f"all {content['subjects']}"
     rows = []
     for row in content["releases"]:
-        weights = f"earlier weights, {content['measured']}"
         if row["release"] not in today:
-            weights = "no release any more"
-        elif today[row["release"]] == row["sha256"]:
-            weights = f"these weights, {content['measured']}"
+            continue
+        earlier = "" if today[row["release"]] == row["sha256"] else " (earlier weights)"
         by_people = {everybody: row["one_view"]}
         for name, batch in row.get("by_batch", {}).items():
             by_people[f"{batch['subjects']}, {name.replace('_', ' ')}"] = batch
         for people, figures in by_people.items():
-            texts = [with_span(figures.get(key)) for key in keys]
-            rows.append([f"`{row['release']}`", weights, people, *texts])
-    alone = [with_span(content["size_alone"].get(key)) for key in keys]
-    rows.append(["cell size alone", "", everybody, *alone])
+            texts = [with_span(Estimate(**figures.get(key, {}))) for key in keys]
+            rows.append([f"`{row['release']}`{earlier}", people, *texts])
+    alone = [with_span(Estimate(**content["size_alone"].get(key, {}))) for key in keys]
+    rows.append(["cell size alone", everybody, *alone])
     counts = ", ".join(f"{count(cells)} {cells_of(label)}" for label, cells in content["cells_by_class"].items())
-    table = Table(("release", "weights", "people", *map(metric_name, keys)), rows, text_columns=3)
-    return f"{content['data']}: {counts}. One view of each cell; in brackets 95 % intervals by subject.\n\n{table}"
+    table = Table(("release", "people", *map(metric_name, keys)), rows, text_columns=2)
+    return f"{content['data']}: {counts}, measured on {content['measured']}.\n\n{table}"
 
 
 def leakage_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
@@ -427,9 +399,9 @@ def shortcuts_table(audits: Sequence[Mapping[str, Any]]) -> str:
     return f"{Table(columns, rows, text_columns=3)}\n"
 
 
-def healthy_cells(metrics: Mapping[str, Any]) -> int:
+def healthy_cells(metrics: Metrics) -> int:
     """How many white cells of healthy donors a release was tested on."""
-    return sum(kind["cells"] for kind in healthy_kinds(metrics))
+    return sum(kind.cells for kind in healthy_kinds(metrics))
 
 
 def smears_table(measured: Sequence[Mapping[str, Any]]) -> str:
@@ -448,12 +420,12 @@ def smears_table(measured: Sequence[Mapping[str, Any]]) -> str:
         ),
         ("CPU seconds a smear", f"scale given: {given['cpu_seconds']:.2f} · measured: {alone['cpu_seconds']:.2f}"),
     ]
-    return str(Table(("measured", "value"), rows, text_columns=2))
+    cells = f"{count(given['true'])} cells of BCCD's {count(given['smears'])} test smears, IoU .5"
+    return str(Table(("measured", cells), rows, text_columns=2))
 
 
 def _found(match: Mapping[str, Any]) -> str:
-    cells = f"{count(match['true'])} cells of BCCD's {count(match['smears'])} test smears, IoU .5"
-    return f"recall **{share(match['recall'])}**, precision **{share(match['precision'])}** ({cells})"
+    return f"recall **{share(match['recall'])}**, precision **{share(match['precision'])}**"
 
 
 if __name__ == "__main__":

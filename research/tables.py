@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from leukoscope import LeukoscopeError
-from leukoscope.data.changes import PICTURE_CHANGES
-from leukoscope.reports.formatting import Table, count, metric_name, share, span, with_interval
+from leukoscope.models.metrics import Evaluation, Interval
+from leukoscope.reports.tables import Table, count, metric_name, share, span, with_interval
 from research.prior_claims import CLAIMS, PROTOCOLS, Claim
 
 NOT_MEASURED = "Not measured yet."
@@ -53,20 +53,17 @@ def prior_table(results: Sequence[Mapping[str, Any]]) -> str:
         both = [measured.get((claim.recipe, protocol)) for protocol in PROTOCOLS]
         leak = (both[1] or {}).get("by_image_minus_unseen")
         accuracies = [_accuracy(row) for row in both]
-        balanced = " / ".join(share(row["metrics"].get(_DECIDES)) if row else "–" for row in both)
         gained = difference(leak[_DECIDES]) if leak else "–"
-        rows.append(
-            [claim.system, f"`{claim.recipe}`", share(claim.figures["accuracy"]), *accuracies, balanced, gained]
-        )
+        rows.append([f"`{claim.recipe}`", share(claim.figures["accuracy"]), *accuracies, gained])
     columns = (
-        *("system", "recipe", "accuracy claimed", "accuracy, split by image", "accuracy, unseen subjects"),
-        *("balanced accuracy by subject, both", "difference of these"),
+        *("system", "accuracy claimed", "accuracy, split by image", "accuracy, unseen subjects"),
+        "balanced accuracy by subject: by image less unseen",
     )
     note = (
         "The data of system B name no subjects; blocks of neighbouring images stand for them. The intervals are not "
         "adjusted for their number, and each row has one seed."
     )
-    return f"{Table(columns, [*rows, *_without_network(results)], text_columns=2)}\n\n{note}"
+    return f"{Table(columns, [*rows, *_without_network(results)])}\n\n{note}"
 
 
 def _accuracy(row: Mapping[str, Any] | None) -> str:
@@ -74,7 +71,7 @@ def _accuracy(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "not run"
     interval = row["intervals"].get("by_subject", {}).get("accuracy")
-    shown = f"{share(row['metrics']['accuracy'])}{f' ({span(interval)})' if interval else ''}"
+    shown = f"{share(row['metrics']['accuracy'])}{f' ({span(Interval(**interval))})' if interval else ''}"
     return f"*under-trained: {row['under_trained']} ({shown})*" if row["under_trained"] else shown
 
 
@@ -109,11 +106,10 @@ def _without_network(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     alone = [row["size_only_baseline"] for row in both]
     supports = [[one["support"] for one in row["metrics"]["per_class"].values()] for row in both]
     commonest = [share(max(support) / sum(support)) for support in supports]
-    balanced = " / ".join(share(one.get(_DECIDES)) for one in alone)
     leak = gain(alone[0][_DECIDES] - alone[1][_DECIDES]) if all(_DECIDES in one for one in alone) else "–"
     return [
-        ["–", "*C-NMC: always the commonest class*", "–", *commonest, "0.500 / 0.500", "–"],
-        ["–", "*C-NMC: cell size alone*", "–", *(share(one["accuracy"]) for one in alone), balanced, leak],
+        ["*C-NMC: always the commonest class*", "–", *commonest, "–"],
+        ["*C-NMC: cell size alone*", "–", *(share(one["accuracy"]) for one in alone), leak],
     ]
 
 
@@ -124,11 +120,11 @@ def split_rule_table(measured: Sequence[Mapping[str, Any]]) -> str:
     system = measured[0]
     rows = []
     for division, block in system["divisions"].items():
-        for head, metrics in block["heads"].items():
-            figures = [_over_draws(metrics.get(key)) for key in SPLIT_RULE_METRICS]
-            rows.append([division, block["remark"], head, *figures])
-    names = [metric_name(key) for key in SPLIT_RULE_METRICS]
-    table = Table(("images divided", "on both sides", "head", *names), rows, text_columns=3)
+        figures = [_over_draws(metrics.get(key)) for metrics in block["heads"].values() for key in SPLIT_RULE_METRICS]
+        rows.append([division, block["remark"], *figures])
+    heads = next(iter(system["divisions"].values()))["heads"]
+    names = [f"{head}: {metric_name(key)}" for head in heads for key in SPLIT_RULE_METRICS]
+    table = Table(("images divided", "on both sides", *names), rows, text_columns=2)
     claim = system["claim"]
     network = system["network"]
     note = (
@@ -140,22 +136,7 @@ def split_rule_table(measured: Sequence[Mapping[str, Any]]) -> str:
     return f"{table}\n\n{note}"
 
 
-def split_rule_finding(measured: Sequence[Mapping[str, Any]]) -> str:
-    """System F in two sentences: accuracy of the best head on each division of the images; "" where not measured."""
-    if not measured:
-        return ""
-    system = measured[0]
-    best = {}
-    for division, block in system["divisions"].items():
-        best[division] = max(metrics["accuracy"]["mean"] for metrics in block["heads"].values())
-    return (
-        f"System F ({system['source']}) claims {share(system['claim']['patient_wise_accuracy'])} by patient. On such a "
-        f"split of our cells a head on frozen layers has an accuracy of {share(best['by image'])}; with each copy "
-        f"beside its original {share(best['by original'])}; by subject {share(best['by subject'])}."
-    )
-
-
-SPLIT_RULE_METRICS = ("accuracy", "f1_weighted", "balanced_accuracy_by_subject", "auroc_by_subject")
+SPLIT_RULE_METRICS = ("accuracy", "balanced_accuracy_by_subject")
 
 
 def _over_draws(summary: Mapping[str, float] | None) -> str:
@@ -163,26 +144,6 @@ def _over_draws(summary: Mapping[str, float] | None) -> str:
     if summary is None:
         return "–"
     return f"{share(summary['mean'])} ({share(summary['smallest'])}–{share(summary['largest'])})"
-
-
-def prior_notes(results: Sequence[Mapping[str, Any]]) -> str:
-    """`prior_sources`, and how each of our rows was made."""
-    measured = by_protocol(results)
-    keys = [(claim.recipe, protocol) for claim in _claims() for protocol in PROTOCOLS]
-    rows = [_training_row(measured[key]) for key in keys if key in measured]
-    columns = (
-        "recipe",
-        "data",
-        "split",
-        "training cells in a fold",
-        "test cells",
-        "picture",
-        "epoch kept, of the epochs trained, fold by fold",
-        "start weights",
-        "seed",
-        "trained in",
-    )
-    return "\n".join([prior_sources(), *(["", str(Table(columns, rows, text_columns=len(columns)))] if rows else [])])
 
 
 def prior_sources() -> str:
@@ -204,22 +165,6 @@ def _claims() -> list[Claim]:
 def by_protocol(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
     """(recipe, protocol) → the row measured with it."""
     return {(row["claim"]["recipe"], row["protocol"]): row for row in rows}
-
-
-def _training_row(row: Mapping[str, Any]) -> list[str]:
-    training = row["training"]
-    return [
-        f"`{row['claim']['recipe']}`",
-        f"`{row['data']['name']}`",
-        row["split"]["detail"],
-        " · ".join(dict.fromkeys(count(fold["cells"]) for fold in training["folds"])),
-        count(row["metrics"]["cells"]),
-        f"{row['recipe']['image_size']} px",
-        " · ".join(f"{fold['kept_epoch']} of {fold['epochs_run']}" for fold in training["folds"]),
-        training["start_weights"],
-        str(training["seed"]),
-        f"{training['seconds'] / 60:.0f} min on {training['hardware']}",
-    ]
 
 
 def beside_table(measured: Sequence[Mapping[str, Any]]) -> str:
@@ -271,7 +216,10 @@ def ablation_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
         rows = []
         keys = ("auroc_equal_size", "balanced_accuracy_by_subject", "auroc", "f1_weighted")
         for setting in (*settings, {"name": "*the mean prediction of all*", **comparison["together"]}):
-            metrics, measured = setting["metrics"], {"metrics": setting["metrics"], "intervals": setting}
+            metrics = setting["metrics"]
+            measured = Evaluation.model_validate(
+                {"metrics": metrics, "intervals": {"by_subject": setting["by_subject"]}}
+            )
             beside = difference(setting["difference"]["auroc_by_subject"]) if setting["name"] != first else "–"
             others = [share(metrics.get(key)) for key in keys]
             subjects = with_interval(measured, "subject_auroc")
@@ -279,36 +227,3 @@ def ablation_table(comparisons: Sequence[Mapping[str, Any]]) -> str:
         columns = ("setting", "AUROC by subject", f"beside “{first}”", *map(metric_name, (*keys, "subject_auroc")))
         parts.append(f"{Table(columns, rows)}\n")
     return "\n".join(parts)
-
-
-_SETTINGS_CHANGES = ("brightness_up_10", "saturate_down_15", "size_up_5", "gaussian_blur_1", "jpeg_compression_50")
-_SETTINGS = (
-    "versions",
-    "small_changes",
-    "consistency",
-    "head_learning_rate",
-    "num_train_epochs",
-    "weight_decay",
-    "label_smoothing",
-)
-
-
-def robustness_settings_table(files: Sequence[Mapping[str, Any]]) -> str:
-    """Settings of the frozen recipe against small changes, best between the official folds first."""
-    if not files:
-        return NOT_MEASURED
-    settings = sorted(files[0]["settings"], key=lambda setting: -setting["over_the_three"])
-    rows = []
-    for setting in settings:
-        values = [setting["classes_learnt_from"], *(str(setting[key]) for key in _SETTINGS)]
-        ranking = [share(setting["over_the_three"]), share(setting["auroc_by_subject"])]
-        changed = [f"{100 * setting['class_changed'][name]:.1f}" for name in _SETTINGS_CHANGES]
-        rows.append([*values, *ranking, *changed])
-    columns = (
-        "classes learnt from",
-        *(f"`{key}`" for key in _SETTINGS),
-        "AUROC by subject, two official folds → the third",
-        "cross-validated",
-        *(f"of 100, {PICTURE_CHANGES[name].shows}" for name in _SETTINGS_CHANGES),
-    )
-    return f"{files[0]['definition']}.\n\n{Table(columns, rows)}"

@@ -8,8 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from drawn import save_cell
-from leukoscope.synthetic import PHANTOM_LABELS
-from leukoscope.synthetic_smears import draw_smear
+from leukoscope.synthetic import PHANTOM_LABELS, draw_smear
 
 ROOT = Path(__file__).parents[1]
 SIDE = 96

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from drawn import place, save_cell
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
-from leukoscope.audit import Duplicate, PictureKey, audit_cells, find_duplicates, picture_key, scan_cells, survey_cells
+from leukoscope.audit import audit_cells, find_duplicates, picture_key, scan_cells, survey_cells
 from leukoscope.data.folder import recognise
 from leukoscope.data.loading import load_cells
 from leukoscope.data.splits import make_split
@@ -54,8 +55,24 @@ def crossed(findings: dict[str, Any]) -> list[str]:
     return [name for name, is_crossed in pair["across"].items() if is_crossed]
 
 
+def test_torn_cells_are_counted_by_class(tmp_path: Path) -> None:
+    for label, number, cell in product(("ALL", "HEM"), range(3), range(6)):
+        path = tmp_path / label / f"{label[0].lower()}{number}_{cell}.png"
+        save_cell(path, label, size=96, subject=number, cell=cell, background="black")
+    whole = audit(tmp_path)["warnings"]
+    for path in sorted(tmp_path.rglob("ALL/*"))[:2]:
+        pixels = np.array(Image.open(path))
+        middle = len(pixels) // 2
+        pixels[middle - 8 : middle + 8] = pixels[:middle, middle:] = 0
+        Image.fromarray(pixels).save(path)
+    (line,) = [line for line in audit(tmp_path)["warnings"] if line not in whole]
+    assert line.startswith("torn, or two cells in one (solidity below 0.85), of 100 cells of each class: ")
+    assert line.endswith(", 0.0 HEM") and "ALL" in line
+
+
 def test_a_clean_tree_has_no_finding(tree: Path) -> None:
     findings = audit(tree)
+    assert not any("torn" in line for line in findings["warnings"])
     assert findings["inflating"] == []
     assert findings["duplicates"]["pairs"] == findings["blank"] == []
     assert findings["subject_aliases"] == []
@@ -140,6 +157,7 @@ def test_blank_pictures_are_named_and_no_copies(tree: Path) -> None:
 
 
 def test_unreadable_files_are_named_whether_the_header_or_the_pixels_are_damaged(tree: Path) -> None:
+    split = make_split(load_cells("imagefolder", tree), "random")
     (tree / "ALL/a0_0.png").write_bytes(b"")
     whole = (tree / "HEM/h0_0.png").read_bytes()
     (tree / "HEM/h0_0.png").write_bytes(whole[: len(whole) // 2])
@@ -147,6 +165,8 @@ def test_unreadable_files_are_named_whether_the_header_or_the_pixels_are_damaged
     assert findings["data"]["cells"] == 34
     assert "the file is empty" in findings["unreadable"][0] and "damaged or cut short" in findings["unreadable"][1]
     assert set(findings["unreadable"]) < set(findings["survey"]["problems"])
+    of_whole = audit_cells(*scan_cells(load_cells("imagefolder", tree)), split=split)
+    assert of_whole["shortcuts"]["cells"] <= len(split.test) and of_whole["shortcuts"]["features"]
     for path in tree.rglob("*.png"):
         path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(LeukoscopeError, match=r"damaged or cut short.*; none of the 35 images could be read, so there"):
@@ -278,32 +298,38 @@ def stored(image: Image.Image, **how: Any) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def duplicates(*images: Image.Image) -> list[Duplicate]:
-    return find_duplicates([picture_key(image) for image in images], [("",)] * len(images))
+def duplicates(*images: Image.Image) -> list[Any]:
+    pictures = pd.DataFrame([picture_key(image) for image in images], columns=["pixels", "small"])
+    return list(find_duplicates(pictures, ()).itertuples(index=False))
 
 
 def test_pixels_count_not_files() -> None:
     as_png, as_bmp = stored(phantom(0), format="PNG"), stored(phantom(0), format="BMP")
-    found = [Duplicate(*pair, identical=True) for pair in ((1, 2), (1, 3))]
-    assert duplicates(phantom(1), as_png, as_bmp, phantom(0)) == found
+    pairs = [(1, 2, True, 0, False), (1, 3, True, 0, False)]
+    assert duplicates(phantom(1), as_png, as_bmp, phantom(0)) == pairs
 
 
-@pytest.mark.parametrize(("noise", "most"), [(0, 7), (2, 40)], ids=["identical", "near"])
-def test_of_many_alike_each_is_paired_with_few_and_with_one_across_all_it_crosses(noise: int, most: int) -> None:
+@pytest.mark.parametrize(("noise", "most"), [(0, 7), (2, 50)], ids=["identical", "near"])
+def test_of_many_alike_each_is_paired_with_few_and_across_what_it_crosses(noise: int, most: int) -> None:
     """Of 300, each two would be 44,850 pairs."""
-    rng, small = np.random.default_rng(0), np.asarray(picture_key(phantom(0)).small)
+    rng = np.random.default_rng(0)
+    small = picture_key(phantom(0))["small"]
     count = 300
-    changed = [small + rng.integers(0, noise + 1, small.shape, dtype=np.uint8) for _ in range(count)]
-    keys = [PictureKey(str(number * bool(noise)), picture) for number, picture in enumerate(changed)]
-    # The last 150 have subjects of their own; the class of one of these differs from all others'.
-    kinds = [("HEM" if row == 200 else "ALL", f"s{row}" if row >= 150 else "", "") for row in range(count)]
-    pairs = find_duplicates(keys, kinds)
-    assert len(pairs) <= most * count
-    assert {row for pair in pairs for row in pair[:2]} == set(range(count))
-    for part, across in ((0, set(range(count))), (1, set(range(150, count)))):
-        values = [kind[part] for kind in kinds]
-        crossing = [pair[:2] for pair in pairs if "" != values[pair.first] != values[pair.second] != ""]
-        assert across <= {row for pair in crossing for row in pair}, f"part {part}"
+    pictures = pd.DataFrame(
+        {
+            "pixels": [str(row * bool(noise)) for row in range(count)],
+            "small": [small + rng.integers(0, noise + 1, small.shape, dtype=np.uint8) for _ in range(count)],
+            # The last 150 have subjects of their own; the class of one of these differs from all others'.
+            "label": ["HEM" if row == 200 else "ALL" for row in range(count)],
+            "subject": [f"s{row}" if row >= 150 else "" for row in range(count)],
+        }
+    )
+    pairs = find_duplicates(pictures, ("label", "subject"))
+    ends = pairs[["first", "second"]].to_numpy()
+    assert len(pairs) <= most * count and set(ends.flat) == set(range(count))
+    named = ends[ends.min(axis=1) >= 150]
+    assert set(range(150, count)) <= set(named.flat), "across subjects"
+    assert 200 in ends, "across classes"
 
 
 def test_one_changed_pixel_is_near_and_not_identical() -> None:

@@ -19,7 +19,7 @@ from leukoscope.benchmark import benchmark_result, eval_results, read_benchmark,
 from leukoscope.data.registry import DATASETS
 from leukoscope.models.release import DEFAULT_RELEASE
 from leukoscope.split_check import cell_named
-from research.benchmark import FOLDER, NAME, divide_subjects, write_repository
+from research.benchmark import FOLDER, NAME, write_repository
 
 BENCHMARK = read_benchmark(NAME)
 INFO = DATASETS["cnmc2019"]
@@ -62,12 +62,6 @@ def test_folds_hold_every_published_cell_and_divide_no_subject(rows: list[dict[s
     assert {subject: {fold} for subject, fold in BENCHMARK.fold_of.items()} == folds_of
     for fold in range(5):
         assert {row["label"] for row in rows if row["fold"] == str(fold)} == {"ALL", "HEM"}
-
-
-def test_a_new_subject_joins_the_fold_that_lacks_its_class() -> None:
-    names = names_of(["1", "2", "H1", "H2"])
-    folds = divide_subjects(names, INFO, {"1": 0, "H1": 1}, 2)
-    assert folds == {"1": 0, "H1": 1, "2": 1, "H2": 0}
 
 
 def test_the_committed_repository_is_the_rendered_one_and_holds_no_picture(tmp_path: Path) -> None:
@@ -114,10 +108,9 @@ def test_a_table_of_all_cells_is_measured_and_gives_the_hub_s_entry(rows: list[d
     result = benchmark_result(BENCHMARK, read_table(BENCHMARK, table))
     assert result["value"] == 1
     assert (result["cells"], result["subjects"]) == (BENCHMARK.cells, 60)
-    (entry,) = yaml.safe_load(eval_results(result, "lab/cnmc2019-subjects", source={"url": "https://example.org/x"}))
+    (entry,) = yaml.safe_load(eval_results(result, "lab/cnmc2019-subjects"))
     assert entry["dataset"] == {"id": "lab/cnmc2019-subjects", "task_id": "subjects"}
     assert entry["value"] == 1
-    assert entry["source"] == {"url": "https://example.org/x"}
     assert isinstance(entry["date"], str)
     assert "10,661 of 10,661 cells, 60 of 60 subjects" in entry["notes"]
 
@@ -150,6 +143,16 @@ def test_the_command_measures_a_table_and_says_what_is_missing(tmp_path: Path) -
     assert not (tmp_path / "out" / ".eval_results").exists()
 
     outcome = run(*words, "lab/cnmc2019-subjects")
+    assert outcome.exit_code == 0, outcome.output
+    assert "no .eval_results entry: " in outcome.output
+    assert "12 of 10,661 cells were predicted; predict all of them" in outcome.output
+    assert not (tmp_path / "out" / ".eval_results").exists()
+
+
+def test_the_command_writes_the_hub_s_entry_of_all_cells(rows: list[dict[str, str]], tmp_path: Path) -> None:
+    table = write_predictions(tmp_path / "mine.csv", [row["file"] for row in rows])
+    outcome = run("evaluate", table, "--output", tmp_path / "out", "--benchmark", "lab/cnmc2019-subjects")
+    assert outcome.exit_code == 0, outcome.output
     place = tmp_path / "out" / ".eval_results" / "cnmc2019-subjects.yaml"
     assert f"upload this file to the model's repository: {place}" in outcome.output
     assert yaml.safe_load(place.read_text())[0]["dataset"]["id"] == "lab/cnmc2019-subjects"
@@ -214,8 +217,11 @@ def test_any_model_that_pipeline_loads_is_measured(tmp_path: Path, cells: Path) 
     outcome = run("evaluate", tmp_path / "fold{fold}", "--benchmark", f"lab/{NAME}", *flags)
     assert outcome.exit_code == 0, outcome.output
     assert "20 of 10,661 cells, 10 of 60 subjects" in outcome.output
-    assert "What trained this model is not recorded; its author answers for it." in outcome.output
-    assert (tmp_path / "out" / ".eval_results" / "cnmc2019-subjects.yaml").is_file()
+    assert "What trained these weights is not recorded: a test only if none of these cells did." in outcome.output
+    result: dict[str, Any] = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert (result["value"], result["cells"]) == (None, 20)
+    assert result["metrics"][BENCHMARK.metric] is not None
+    assert not (tmp_path / "out" / ".eval_results").exists()
 
 
 def test_a_release_that_knows_the_subjects_gets_no_entry(tmp_path: Path, cells: Path) -> None:
@@ -227,3 +233,12 @@ def test_a_release_that_knows_the_subjects_gets_no_entry(tmp_path: Path, cells: 
     result: dict[str, Any] = json.loads((output / "benchmark.json").read_text())
     assert result["training_overlap"]["verdict"] == "bad"
     assert not (output / ".eval_results").exists()
+
+
+def test_a_part_of_the_cells_gives_no_value_for_the_whole(rows: list[dict[str, str]], tmp_path: Path) -> None:
+    table = write_predictions(tmp_path / "part.csv", [row["file"] for row in rows[::2]])
+    result = benchmark_result(BENCHMARK, read_table(BENCHMARK, table))
+    assert (result["value"], result["interval"]) == (None, None)
+    assert result["metrics"][BENCHMARK.metric] == 1
+    with pytest.raises(LeukoscopeError, match=r"5,331 of 10,661 cells were predicted; predict all of them$"):
+        eval_results(result, "lab/cnmc2019-subjects")

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import time
-from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from leukoscope import files
-from leukoscope.files import atomic_file, atomic_folder, cache_root, content_hashes, restore_replaced, write_atomic
+from leukoscope.files import atomic_file, atomic_folder, restore_replaced, write_atomic
 
 
 def test_a_file_replaces_the_older_one_when_it_is_whole(tmp_path: Path) -> None:
@@ -108,101 +103,3 @@ def test_a_folder_that_is_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "disk" / "real" / "file").read_text() == content
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
-
-
-def no_home() -> Path:
-    raise RuntimeError("Could not determine home directory.")
-
-
-def test_a_named_cache_needs_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LEUKOSCOPE_CACHE", "")
-    assert cache_root() == Path.home() / ".cache" / "leukoscope"
-    monkeypatch.setattr(Path, "home", no_home)
-    monkeypatch.setenv("LEUKOSCOPE_CACHE", "/cache")
-    assert cache_root() == Path("/cache")
-
-
-@pytest.mark.parametrize("home", ["read-only", "none"])
-def test_without_a_home_that_can_be_written_the_cache_lies_in_a_temporary_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: str
-) -> None:
-    """Containers run as a user without an entry in passwd, or with HOME on a read-only disk."""
-    for name in ("LEUKOSCOPE_CACHE", "MPLCONFIGDIR"):
-        monkeypatch.setenv(name, "")  # to be put back afterwards, whatever it is
-        monkeypatch.delenv(name)
-    if home == "none":
-        monkeypatch.setattr(Path, "home", no_home)
-    else:
-        (tmp_path / "home").touch()
-        monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    files._temporary_cache.cache_clear()
-    folder = cache_root()
-    assert folder == cache_root() and folder.parent == tmp_path and os.access(folder, os.W_OK)
-    assert os.environ["MPLCONFIGDIR"] == str(folder), "Matplotlib says nothing of its own"
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(": the cache lasts for this run; LEUKOSCOPE_CACHE names a folder for it")
-
-
-# Files known by what they hold
-
-YEARS_AGO = 1_500_000_000
-
-
-@pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(files, "_TICK", -1)  # else it waits until the clock has moved on
-    path = tmp_path / "cell.bmp"
-    path.write_bytes(b"one cell")
-    os.utime(path, (YEARS_AGO, YEARS_AGO))
-    return path
-
-
-def _rewritten(file: Path) -> None:
-    file.write_bytes(b"two cell")
-
-
-def _replaced(file: Path) -> None:
-    """As unzip and `cp -p` do: same name, size and date."""
-    other = file.with_name("other")
-    other.write_bytes(b"two cell")
-    os.utime(other, (YEARS_AGO, YEARS_AGO))
-    other.replace(file)
-
-
-@pytest.mark.parametrize("change", [_rewritten, _replaced])
-def test_a_file_is_read_again_only_when_it_changed(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
-) -> None:
-    kept = tmp_path / "cache" / "hashes.json"
-    assert content_hashes([file], kept) == {str(file): sha256(b"one cell").hexdigest()}
-    before = kept.stat().st_mtime_ns
-    with monkeypatch.context() as patch:
-        patch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
-        assert content_hashes([file], kept)[str(file)] == sha256(b"one cell").hexdigest()
-    assert kept.stat().st_mtime_ns == before
-    change(file)
-    assert content_hashes([file], kept)[str(file)] == sha256(b"two cell").hexdigest()
-
-
-def test_what_was_just_written_is_not_remembered(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be written again before the file system's clock moves on."""
-    monkeypatch.undo()
-    copy = shutil.copy(file, tmp_path / "copy")
-    assert len(set(content_hashes([file, copy], tmp_path / "hashes.json").values())) == 1
-    assert not (tmp_path / "hashes.json").exists()
-
-
-def test_a_record_that_is_damaged_or_cannot_be_written_costs_nothing_but_time(file: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "hashes.json"
-    for damage in ("{", "[1]"):
-        kept.write_text(damage)
-        assert content_hashes([file], kept)[str(file)] == sha256(b"one cell").hexdigest()
-        assert str(file) in json.loads(kept.read_text())
-    assert content_hashes([file], file / "hashes.json")[str(file)] == sha256(b"one cell").hexdigest()
-
-
-def test_what_is_no_file_has_no_hash(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    names = [str(tmp_path / "missing"), str(tmp_path), str(tmp_path / "pipe"), "zero\0byte"]
-    assert content_hashes(names) == dict.fromkeys(names, "")

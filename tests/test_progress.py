@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -27,7 +28,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.05)
 
 
-def slowly(capsys: pytest.CaptureFixture[str], **options: int) -> str:
+def slowly(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
     for _ in progress.track(range(4), "counting", **options):
         time.sleep(0.06)
     return capsys.readouterr().err
@@ -36,13 +37,22 @@ def slowly(capsys: pytest.CaptureFixture[str], **options: int) -> str:
 def test_a_pipe_gets_a_line_now_and_then_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     lines = slowly(capsys).splitlines()
     assert len(lines) > 1, lines
-    assert re.fullmatch(r"counting: [0-4] of 4(, about \d+ s left)?", lines[0])
-    assert "left" in lines[-1]
+    assert re.fullmatch(r"counting: [0-4] of 4 cells(, [\d.]+ a second)?(, about \d+ s left)?", lines[0])
+    assert re.search(r"cells, [\d.]+ a second, about \d+ s left$", lines[-1])
+
+
+def test_the_first_part_gives_a_rate_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress("computing", 8, unit="pictures") as advance:
+        time.sleep(0.02)
+        advance(2)
+        time.sleep(0.12)
+    line = capsys.readouterr().err.splitlines()[0]
+    assert re.fullmatch(r"computing: 2 of 8 pictures, [\d.]+ a second, about \d+ s left", line)
 
 
 def test_what_was_done_before_counts_and_nothing_is_printed_after_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     first = slowly(capsys, total=1004, done=1000).splitlines()[0]
-    assert first.startswith("counting: 1,00") and "of 1,004" in first
+    assert first.startswith("counting: 1,00") and "of 1,004 cells" in first
     time.sleep(0.12)
     assert capsys.readouterr().err == ""
 

@@ -35,6 +35,7 @@ from leukoscope.protocol import (
     ProtocolRun,
     check_release_folder,
     compose_release,
+    finish,
     protocol_runs,
     run_protocol,
 )
@@ -84,9 +85,10 @@ def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds:
     row_of = {cell: row for row, cell in enumerate(ids)}
     labels, subjects, areas = np.asarray(data.train["label"][:]), data.train["subject"][:], np.zeros(len(ids))
     framed = FramedCells(data, no_pixels, row_of, labels, subjects, [""] * len(ids), areas)
-    identity = replace(RunIdentity.of(run.config, run.config.resolve()), data=data.fingerprint)
+    facts = {"start": "", "data": data.fingerprint, "split": split.fingerprint, "precision": "no", "processes": 1}
+    identity = RunIdentity.of(run.config, run.config.resolve(), **facts)
     metrics = describe_run(run.config, identity, framed, split, "weights of a test", torch.device("cpu"))
-    metrics["training"]["seconds"] = seconds
+    metrics.training.seconds = seconds
     run.folder.mkdir(parents=True)
     if split.test:
         dice = np.random.default_rng(len(run.name))
@@ -99,11 +101,11 @@ def _finish_by_hand(run: ProtocolRun, data: LoadedCells, release: Path, seconds:
             data.info.labels,
         )
         answers.save(run.folder / "predictions.parquet")
-        metrics["evaluations"].append(evaluation_block(measure(answers), split))
-    write_json(run.folder / "metrics.json", metrics)
-    RunFolder(run.folder).save_identity(identity)
+        metrics.evaluations.append(evaluation_block(measure(answers), split, None))
+    write_json(run.folder / "metrics.json", metrics.content())
+    RunFolder(run.folder).save_identity(identity, run.config.as_dict())
     shutil.copytree(release, run.folder / "release")
-    write_json(run.folder / "release" / "metrics.json", metrics)
+    write_json(run.folder / "release" / "metrics.json", metrics.content())
 
 
 @pytest.fixture
@@ -144,7 +146,7 @@ def test_each_run_splits_as_its_name_says(config: TrainingConfig) -> None:
 def _refusal(run: ProtocolRun) -> str:
     """Why what lies in a run's folder is not that run."""
     with pytest.raises(LeukoscopeError) as refused:
-        run.is_finished()
+        finish([run])
     return str(refused.value)
 
 
@@ -155,8 +157,8 @@ def test_a_run_finished_with_other_flags_is_refused_by_name(
     other = replace(config, run=replace(config.run, learning_rate=0.5, seed=9))
     run = next(protocol_runs(other))
     assert _refusal(run) == (
-        f"{run.folder}: finished with other settings (learning_rate: None, seed: 0, recipe's learning_rate: 0.0002); "
-        "give another --output_dir or remove it"
+        f"--output_dir {run.folder}: holds a run with other settings (seed: 0, recipe's learning_rate: "
+        "0.0002); give another folder or remove it"
     )
 
 
@@ -186,14 +188,10 @@ BY_NAME = ["--subject_pattern", r"/(?P<subject>\w+)_"]
         (
             7,
             [],
-            r"^cell ALL/ALL0_0: its subject is not known \(126 such cells\); a protocol .*--subject_pattern or --lab",
+            r"^cell ALL/ALL0_0: its subject is not known \(126 such cells\); a protocol .*, --subject_folders or --lab",
         ),
-        (
-            4,
-            BY_NAME,
-            r"^class ALL: 4 subject\(s\) have it; .* 5 folds needs 5 or more: give a --num_folds of 4, or gather",
-        ),
-        (2, [*BY_NAME, "--num_folds", "2"], r"^class ALL: 2 subject\(s\) have it; .* needs 3 or more: gather cells"),
+        (4, BY_NAME, r"^class ALL: 4 subject\(s\) have it; .* 5 folds needs 5 or more: give fewer --num_folds, 3 at"),
+        (2, [*BY_NAME, "--num_folds", "2"], r"^class ALL: 2 subject\(s\) have it; .* needs 3 or more: .* gather cells"),
     ],
 )
 def test_cells_that_no_protocol_can_measure_are_refused_before_anything_is_trained(
@@ -243,19 +241,19 @@ def test_runs_on_other_data_are_not_pooled(finished_runs: list[ProtocolRun], tmp
     metrics = json.loads(path.read_text())
     metrics["data"]["fingerprint"] = "other"
     write_json(path, metrics)
-    with pytest.raises(LeukoscopeError, match="runs differ in their data fingerprint"):
+    with pytest.raises(LeukoscopeError, match="runs differ in their data or start weights"):
         compose_release(finished_runs, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_where_the_cells_lie_does_not_make_it_another_run(
-    config: TrainingConfig, data: LoadedCells, tiny_release: Path
+    config: TrainingConfig, data: LoadedCells, tiny_release: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _finish_by_hand(next(protocol_runs(config)), data, tiny_release, seconds=1.0)
     copied = shutil.copytree(str(config.data.train_dir), config.output_dir.parent / "copied")
-    for folder in ("elsewhere", str(copied)):
-        its = replace(config, data=replace(config.data, train_dir=folder), run=replace(config.run, hub_private=True))
-        assert next(protocol_runs(its)).is_finished()
+    moved = replace(config.data, train_dir=str(copied))
+    finish([next(protocol_runs(replace(config, data=moved, run=replace(config.run, hub_private=True))))])
+    assert capsys.readouterr().out.endswith(": this run is finished, and is not trained again\n")
 
 
 def test_other_cells_under_the_same_flags_make_it_another_run(
@@ -270,8 +268,8 @@ def test_other_cells_under_the_same_flags_make_it_another_run(
     one.write_bytes(swapped[1])
     changed = next(protocol_runs(replace(config, data=replace(config.data, train_dir=str(others)))))
     assert _refusal(changed) == (
-        f"{run.folder}: finished with other settings (the data's fingerprint: {data.fingerprint[:12]}); give another "
-        "--output_dir or remove it"
+        f"--output_dir {run.folder}: holds a run with other settings (the data's fingerprint: "
+        f"{data.fingerprint[:12]}); give another folder or remove it"
     )
 
 
@@ -282,8 +280,8 @@ def test_finished_runs_are_kept_as_they_are(
     runs = run_protocol(config)
     assert {run.name: (run.folder / "metrics.json").stat().st_mtime_ns for run in runs} == before
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "[1/6] official-0-1: finished earlier, kept"
-    assert lines[-1] == "[6/6] random: finished earlier, kept"
+    assert [line for line in lines if line.startswith("[")] == [f"[{n}/6] {name}" for n, name in enumerate(ORDER, 1)]
+    assert lines[-1] == f"{runs[-1].folder}: this run is finished, and is not trained again"
 
 
 def test_an_interrupted_run_resumes_from_its_checkpoint_by_itself(
@@ -306,7 +304,7 @@ def test_an_interrupted_run_resumes_from_its_checkpoint_by_itself(
     assert capsys.readouterr().out.splitlines()[-1] == "give the same command again to resume from there"
     run_protocol(config)
     assert f"resuming from {interrupted.folder / 'checkpoints' / '00001-epoch-1-step-1'}" in capsys.readouterr().out
-    assert interrupted.is_finished()
+    assert interrupted.files.is_finished
     assert not (interrupted.folder / "checkpoints").exists()
 
 
@@ -334,7 +332,7 @@ def test_the_final_weights_are_published_with_what_all_runs_measured(
         "subject_cv": OUT_OF_FOLD,
         "official_0_1": OFFICIAL_FOLDS,
         "official_1_0": OFFICIAL_FOLDS,
-        "random": RANDOM_SPLIT,
+        "random": RANDOM_SPLIT.format(unit="subject"),
     }, "none is of the published weights"
     assert (training["cells"], training["protocol_seconds"]) == (60, 111111)
     assert (blocks["official_1_0"]["training_seconds"], blocks["subject_cv"]["training_seconds"]) == (10, 11000)
@@ -345,7 +343,7 @@ def test_blocks_are_not_called_subjects(finished_runs: list[ProtocolRun], tmp_pa
     metrics = json.loads(path.read_text())
     write_json(path, metrics | {"data": metrics["data"] | {"unit": "block"}})
     blocks = _blocks(compose_release(finished_runs, tmp_path / "release"))
-    assert blocks["random"]["estimates"] == RANDOM_SPLIT.replace("subjects", "blocks")
+    assert blocks["random"]["estimates"] == RANDOM_SPLIT.format(unit="block")
 
 
 def test_cross_validation_pools_every_cell_once_and_lists_each_fold(
@@ -377,7 +375,7 @@ def test_folds_that_test_a_cell_twice_are_not_published(finished_runs: list[Prot
 @pytest.mark.slow
 def test_a_whole_protocol_from_cells_to_release(config: TrainingConfig, tmp_path: Path) -> None:
     runs = run_protocol(config)
-    assert all(run.is_finished() for run in runs)
+    assert all(run.files.is_finished for run in runs)
     release = compose_release(runs, tmp_path / "release")
     blocks = _blocks(release)
     assert blocks["subject_cv"]["metrics"]["cells"] == 60

@@ -9,13 +9,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import leukoscope as lk
 from command import run
 from drawn import save_cell
 from leukoscope import LeukoscopeError
-from leukoscope.split_check import leak_measurements, original_of
+from leukoscope.data.loading import load_cells
+from leukoscope.data.reading import NO_FLAGS
+from leukoscope.split_check import leak_measurements, original_of, read_split, split_of_cells
 from research.leak_measurements import leak_measurements as from_results
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +42,7 @@ def write_table(path: Path, sides: Mapping[str, Iterable[str]]) -> Path:
 
 
 def check(tmp_path: Path, sides: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-    return lk.check_split(write_table(tmp_path / "split.csv", sides))
+    return lk.check_split(write_table(tmp_path / "split.csv", sides), "cnmc2019")
 
 
 def sentences(report: Mapping[str, Any]) -> dict[str, str]:
@@ -65,11 +68,20 @@ def test_subjects_on_both_sides_are_counted(tmp_path: Path) -> None:
     assert "Please report the results with all images of a subject" in report["review"]
 
 
+def test_subjects_in_training_and_validation_are_counted_apart(tmp_path: Path) -> None:
+    sides = {"train": names_of(TRAIN_SUBJECTS), "validation": names_of(["H12"], 6)[4:], "test": names_of(TEST_SUBJECTS)}
+    found = sentences(check(tmp_path, sides))
+    assert found["subjects_validation"] == (
+        "1 of 1 subjects validated has other images in training, for example H12: 2 of 2 images (100%)."
+    )
+    assert found.keys() == {"subjects_validation", "class_missing"}
+
+
 @pytest.mark.parametrize(("trained", "tested"), [("51", "78"), ("H10", "h3"), ("20", "16")])
 def test_one_person_under_two_ids_is_found_by_the_data_set(tmp_path: Path, trained: str, tested: str) -> None:
     train = [*names_of(TRAIN_SUBJECTS), *names_of([trained])]
     report = check(tmp_path, {"train": dict.fromkeys(train), "test": names_of([tested, *TEST_SUBJECTS])})
-    assert f"{tested} (the same person as {trained})" in sentences(report)["subjects"]
+    assert f"for example {' = '.join(sorted((trained, tested)))}: " in sentences(report)["subjects"]
     assert sentences(report)["subjects"].startswith("1 of 7 subjects tested has other images in training")
 
 
@@ -101,13 +113,8 @@ def test_cells_of_one_name_in_two_class_folders_are_two_cells(tmp_path: Path) ->
     table.write_text(
         "file,split,label\nALL/1_aug.png,train,ALL\nHEM/1.png,test,HEM\nHEM/2.png,train,HEM\nALL/3.png,test,ALL\n"
     )
-    assert lk.check_split(table)["findings"] == []
-
-
-def test_more_images_than_were_published_are_copies(tmp_path: Path) -> None:
-    names = [f"UID_H{subject}_{cell}_1_hem.bmp" for subject in range(1, 51) for cell in range(100)]
-    report = check(tmp_path, {"train": names[:4000], "test": names[4000:]})
-    assert "5,000 images of HEM are named, but C-NMC 2019 (ISBI 2019 challenge) has 4,037: at least 963" in str(report)
+    kinds = {finding["kind"] for finding in lk.check_split(table, subject_pattern=r"/(\d)")["findings"]}
+    assert kinds == {"subjects", "few_test_subjects"}
 
 
 def test_few_tested_people_a_missing_class_and_a_missing_side_are_told(tmp_path: Path) -> None:
@@ -131,17 +138,23 @@ def test_folds_by_image_are_told_with_the_worst(tmp_path: Path) -> None:
     names = names_of((*TRAIN_SUBJECTS, *TEST_SUBJECTS))
     table = tmp_path / "folds.csv"
     table.write_text("image,fold\n" + "".join(f"{name},{k % 4}\n" for k, name in enumerate(names)))
-    found = sentences(lk.check_split(table))
+    found = sentences(lk.check_split(table, "cnmc2019"))
     assert found["subjects"].endswith("In 4 of 4 splits; this is the worst.")
 
 
 def test_names_of_no_known_data_set_need_a_pattern(tmp_path: Path) -> None:
     table = write_table(tmp_path / "split.csv", {"train": ["p1-1.png", "p2-1.png"], "test": ["p1-2.png"]})
-    unknown = lk.check_split(table)
-    assert (unknown["data"], unknown["without_subject"]) == (None, 3)
-    assert unknown["worth"] == "The names do not give subjects, so it is unknown how it does on new subjects."
+    with pytest.raises(LeukoscopeError, match=r"nothing says of whom its images are, such as p1-1\.png; give the --da"):
+        lk.check_split(table)
     report = lk.check_split(table, subject_pattern=r"(?P<subject>p\d+)-")
     assert sentences(report)["subjects"].startswith("1 of 1 subjects tested has other images in training")
+
+
+def test_a_data_set_without_subjects_leaves_it_unknown(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "split.csv", {"train": ["WBC-Benign-001.jpg"], "test": ["WBC-Benign-002.jpg"]})
+    report = lk.check_split(table, "ball4")
+    assert report["worth"] == "The names do not give subjects, so it is unknown how it does on new subjects."
+    assert report["without_subject"] == 2
 
 
 def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
@@ -154,6 +167,107 @@ def test_the_measurements_quoted_are_those_of_results() -> None:
     assert leak_measurements() == from_results(ROOT / "results")
 
 
+# The forms of a split
+
+
+def sides_of(path: Path) -> dict[tuple[str, str], list[str]]:
+    """(fold, side) → the names there."""
+    rows = read_split(path, NO_FLAGS)
+    groups = rows.groupby(["split", "side"])
+    return {(str(split), str(side)): list(group["file"]) for (split, side), group in groups}
+
+
+SIDES = {("", "train"): ["a.png", "b.png"], ("", "validation"): ["c.png"], ("", "test"): ["d.png"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("split.csv", "filename,split\na.png,train\nb.png,train\nc.png,val\nd.png,test\n"),
+        ("split.csv", "Subset;Image\nTraining;a.png\nTraining;b.png\nValid;c.png\nTesting;d.png\n"),
+        ("split.tsv", "file\tpartition\na.png\ttrain\nb.png\ttrain\nc.png\tdev\nd.png\ttest\n"),
+    ],
+)
+def test_a_table_names_the_sides(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert sides_of(tmp_path / name) == SIDES
+
+
+def test_a_folder_holds_a_list_a_table_or_images_for_each_side(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a.png\nb.png\n")
+    (tmp_path / "valid.csv").write_text("file,patient_id,label\nc.png,1,ALL\n")
+    save_cell(tmp_path / "test" / "d.png")
+    (tmp_path / "test" / "notes.md").write_text("no image")
+    assert sides_of(tmp_path) == SIDES
+    rows = read_split(tmp_path, NO_FLAGS).set_index("file")
+    assert list(rows.loc["c.png", ["subject", "label"]]) == ["1", "ALL"]
+
+
+@pytest.mark.parametrize("words", [("0", "1", "2"), ("fold_0", "fold_1", "fold_2"), ("0.0", "1.0", "2.0")])
+def test_a_column_of_folds_is_a_cross_validation(tmp_path: Path, words: tuple[str, ...]) -> None:
+    rows = "".join(f"{name}.png,{word}\n" for name, word in zip("abc", words, strict=True))
+    (tmp_path / "folds.csv").write_text(f"image,fold\n{rows}")
+    sides = sides_of(tmp_path / "folds.csv")
+    assert [sides[f"fold {fold}", "test"] for fold in range(3)] == [["a.png"], ["b.png"], ["c.png"]]
+    assert sides["fold 0", "train"] == ["b.png", "c.png"]
+
+
+def test_lists_of_subjects_are_checked_as_subjects(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("patient_name,labels\nABF,3\nAEC,4\nAAA,1\n")
+    (tmp_path / "test.csv").write_text("patient_name,labels\nABF,3\nXYZ,4\n")
+    found = sentences(lk.check_split(tmp_path))
+    assert found["subjects"].startswith("1 of 2 subjects tested has other images in training, for example ABF")
+    assert "copies" not in found
+
+
+def test_ids_of_one_person_are_compared_across_the_tables_of_sides(tmp_path: Path) -> None:
+    """`001` in training and `1.0` in test were two people: "We found no subject on two sides"."""
+    (tmp_path / "train.csv").write_text("file,patient_id\na.png,001\n")
+    (tmp_path / "test.csv").write_text("file,patient_id\nb.png,1.0\n")
+    with pytest.raises(LeukoscopeError, match=r"subjects '1.0' .* and '001' .* are two spellings of one id"):
+        lk.check_split(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("split.csv", "file,label\na.png,ALL\n", "has no column that says the side; name it with --split_column"),
+        ("split.csv", "row,split\n1,train\n", "has no column of image paths"),
+        ("split.csv", "file,split\na.png,train\nb.png,later\n", "row 3: its column 'split' holds 'later', which is no"),
+        ("split.csv", "file,fold\na.png,A\n", "row 2 holds 'A', which is no number of a fold"),
+        ("split.csv", "file,split,subset\na.png,train,test\n", "its columns 'split' and 'subset' both name the split"),
+        ("split.csv", "file,split\n,train\n", "row 2 names no file"),
+        ("split.json", "{}", "unknown form; give a table with a column of file names"),
+        ("split.npz", "PK", "unknown form; give a table with a column of file names"),
+    ],
+)
+def test_what_is_no_split_is_refused_with_the_reason(tmp_path: Path, name: str, text: str, problem: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(LeukoscopeError) as refused:
+        read_split(tmp_path / name, NO_FLAGS)
+    assert str(refused.value).startswith(f"--split_file {tmp_path / name}: ") and problem in str(refused.value)
+
+
+def test_a_path_without_a_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LeukoscopeError, match=r"nowhere\.csv: no such file or folder; give a table"):
+        read_split(tmp_path / "nowhere.csv", NO_FLAGS)
+    with pytest.raises(LeukoscopeError, match="holds no list or folder called train"):
+        read_split(tmp_path, NO_FLAGS)
+
+
+def test_names_are_found_among_cells_by_path_or_by_an_unambiguous_name(tmp_path: Path) -> None:
+    for cell in ("ALL/1.png", "HEM/1.png", "HEM/7.png"):
+        save_cell(tmp_path / cell)
+    data = load_cells("imagefolder", tmp_path)
+    names = ["ALL/1.png", "HEM/1.png", "x/7.bmp", "1.png", "9.png"]
+    rows = pd.DataFrame({"file": names, "split": "", "side": ["train"] * 3 + ["test"] * 2})
+    split = split_of_cells(rows, data)
+    assert (split.train, split.validation, split.test) == (("ALL/1", "HEM/1", "HEM/7"), (), ())
+    assert split.notes == ("2 names of the split have no image there, for example 1.png",)
+    with pytest.raises(LeukoscopeError, match=r"none of its images is in this folder, for example 1\.png; give"):
+        split_of_cells(rows[3:], data)
+
+
 # The command
 
 
@@ -164,12 +278,13 @@ def test_the_command_tells_a_split_by_image_with_copies(tmp_path: Path) -> None:
     rows = sorted(names + copies)
     generator.shuffle(rows)
     table = write_table(tmp_path / "split.csv", {"train": rows[40:], "test": rows[:40]})
-    outcome = run("audit", "--split_file", str(table))
+    command = ("audit", "--dataset_name", "cnmc2019", "--split_file", str(table))
+    outcome = run(*command)
     assert outcome.exit_code == 3
     assert "found: 12 of 12 subjects tested have other images in training" in outcome.output
     assert "For a review:\nWe checked the split of C-NMC 2019" in outcome.output
     assert lk.RESEARCH_NOTICE in outcome.output
-    as_json = run("audit", "--split_file", str(table), "--json")
+    as_json = run(*command, "--json")
     assert {finding["kind"] for finding in json.loads(as_json.output)["findings"]} == {"subjects", "copies"}
 
 
@@ -190,34 +305,12 @@ def test_with_the_folder_the_pictures_are_compared_too(tmp_path: Path) -> None:
     words = ("audit", str(folder), "--split_file", str(table), "--subject_pattern", pattern)
     outcome = run(*words, "--output", str(tmp_path / "out"))
     assert outcome.exit_code == 3, outcome.output
-    assert "1 pairs of images on two sides show one picture" in outcome.output
-    assert "1 names of the split have no image there" in outcome.output
-    report = json.loads((tmp_path / "out" / "split_check.json").read_text())
-    assert report["pictures"] == {
-        "compared": 13,
-        "names_without_picture": 1,
-        "examples_without_picture": ["HEM/absent.png"],
-        "pairs_across_sides": 1,
-    }
-
-
-def test_names_and_pictures_are_those_of_the_same_rows(tmp_path: Path) -> None:
-    """A picture that is no cell has a row, too: row numbers count from the files for both comparisons."""
-    folder = tmp_path / "cells"
-    save_cell(folder / "0_contact_sheet.png", "ALL", size=96, cell=99)
-    for label in ("ALL", "HEM"):
-        for subject in range(4):
-            save_cell(folder / label / f"{label}{subject}-1.png", label, size=96, subject=subject, cell=1)
-    rows = {"train": [1, 2, 5, 6], "test": [3, 4, 7, 8]}
-    split_file = tmp_path / "rows.json"
-    split_file.write_text(json.dumps(rows))
-    output = tmp_path / "out"
-    words = ("audit", str(folder), "--split_file", str(split_file), "--output", str(output))
-    outcome = run(*words, "--subject_pattern", r"(?P<subject>[A-Z]+\d+)")
-    report = json.loads((output / "split_check.json").read_text())
-    assert report["sides"][0]["test"]["images"] == 4, outcome.output
-    assert report["pictures"]["compared"] == 8
-    assert report["pictures"]["names_without_picture"] == 0
+    assert "inflates metrics: 1 pixel-identical pair(s) are on two sides of the split, for example" in outcome.output
+    assert "1 names of the split have no image there, for example HEM/absent.png" in outcome.output
+    assert "For a review:\nWe checked the split of the images in split.csv" in outcome.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["audit.json"]
+    as_json = json.loads(run(*words, "--output", str(tmp_path / "out"), "--json").stdout)
+    assert as_json["audit"]["duplicates"]["identical"]["split_sides"] == 1 and as_json["images"] == 14
 
 
 def test_a_clean_split_ends_with_status_zero(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from leukoscope.synthetic import (
     Background,
     PhantomCell,
     draw_cell,
+    draw_smear,
     phantom_cells,
     smear_picture,
 )
-from leukoscope.synthetic_smears import draw_smear
 
 
 def cell_mask(image: np.ndarray) -> np.ndarray:
@@ -161,5 +161,5 @@ def test_equal_arguments_give_equal_fields_whose_truth_names_each_cell_once_and_
 def test_refuses_more_cells_than_fit_and_scales_too_coarse_for_one() -> None:
     with pytest.raises(ValueError, match="30 cells do not fit into 200×200 pixels"):
         draw_smear(("ALL",) * 30, size=(200, 200), um_per_pixel=0.3)
-    with pytest.raises(ValueError, match="um_per_pixel is 1.5; a cell needs 32 px"):
+    with pytest.raises(ValueError, match="size 18, background 'black': draw 32 px or more"):
         draw_smear(um_per_pixel=1.5)

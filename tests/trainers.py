@@ -80,13 +80,12 @@ def trainer_for(cells: FramedCells) -> MakeTrainer:
         build: Callable[[Any, int], nn.Module] = build_network,
         trainer_class: type[Trainer] = Trainer,
         checkpoints: Checkpoints | None = None,
-        cache_features: bool = True,
         **flags: Any,
     ) -> Trainer:
         run = RunArguments(**{"mixed_precision": "no", **flags})
         set_seed(run.seed)
         accelerator, network = make_accelerator(TrainingConfig(run=run), recipe), build(recipe, 2)
-        more: dict[str, Any] = {"seed": run.seed, "checkpoints": checkpoints, "cache_features": cache_features}
+        more: dict[str, Any] = {"seed": run.seed, "checkpoints": checkpoints}
         return trainer_class(accelerator, network, cells, make_split(cells.data, split), recipe, **more)
 
     return make

@@ -17,6 +17,7 @@ def untrained(folder: Path, metrics: Mapping[str, Any], recipe: Recipe | None = 
 
     from leukoscope.data.preprocessing import Preprocessing
     from leukoscope.models.build import build_network, model_args
+    from leukoscope.models.metrics import Metrics
     from leukoscope.models.recipes import get_recipe
     from leukoscope.models.release import write_json
     from leukoscope.models.weights import save_release
@@ -30,7 +31,7 @@ def untrained(folder: Path, metrics: Mapping[str, Any], recipe: Recipe | None = 
         model_args=model_args(recipe),
         labels=("ALL", "HEM"),
         preprocessing=Preprocessing(recipe.image_size, 350 / 450, recipe.interpolation, recipe.mean, recipe.std),
-        metrics={},
+        metrics=Metrics(),
     )
     write_json(folder / "metrics.json", {"schema_version": 3, "labels": ["ALL", "HEM"], **metrics})
     return folder

@@ -1,6 +1,6 @@
 """Publish all of Leukoscope on the Hub: `make publish OWNER=name`, after `hf auth login`.
 
-The releases, each tagged with the version; the benchmark; a static page that computes the releases; with
+The releases, each tagged with the version; the benchmark; a static page of one; with
 SPACE=1 the demo, on ZeroGPU; and a collection of these. Repeated, it changes nothing: what has the version's tag
 already is left as it is. `make publish REPOSITORY=https://…` writes the source's address into the files that name it.
 """
@@ -30,7 +30,7 @@ from leukoscope.models.release import read_release
 from research.benchmark import CELLS, FOLDER, NAME, write_repository
 
 RELEASES = sorted(path.parent for path in (ROOT / "model_card").glob("*/metrics.json"))
-FIRST_ON_THE_PAGE = "leukoscope-densenet169-cnmc"  # which answers when the page opens
+ON_THE_PAGE = "leukoscope-densenet169-cnmc"
 TAG = f"v{__version__}"
 TITLE = "Leukoscope"
 Member = tuple[str, Literal["model", "dataset", "space"]]
@@ -43,7 +43,7 @@ def plan(owner: str, releases: Sequence[Path], *, space: bool) -> Iterator[str]:
     for release in releases:
         yield f"model {owner}/{release.name}, tag {TAG}: {release}, its card with this id"
     yield f"data set {owner}/{NAME}: {FOLDER}, names and folds without a picture"
-    yield f"static Space {owner}/leukoscope-page: these models, computed in the visitor's browser"
+    yield f"static Space {owner}/leukoscope-page: {ON_THE_PAGE}, computed in the visitor's browser"
     if space:
         yield f"Gradio Space {owner}/leukoscope, on ZeroGPU: the demo with these models"
     yield f"collection {owner}/{TITLE}: all of these"
@@ -79,14 +79,12 @@ def publish_benchmark(owner: str) -> str:
 
 
 def publish_spaces(owner: str, models: Sequence[str], runtime: Path | None, *, demo: bool) -> list[str]:
-    """Put the static page of the published releases, and their demo, on the Hub; their ids."""
+    """Put the static page of a published release, and the demo of all, on the Hub; their ids."""
     ids = [f"{owner}/leukoscope-page", *([f"{owner}/leukoscope"] if demo else [])]
     with TemporaryDirectory() as name:
-        releases = []
-        for model in sorted(models, key=lambda model: model != f"{owner}/{FIRST_ON_THE_PAGE}"):
-            folder, hub_id, commit = find_release(f"{model}@{TAG}")
-            releases.append(read_release(folder, name=hub_id, revision=commit))
-        write_static_space(releases, Path(name) / ids[0], runtime=runtime)
+        folder, hub_id, commit = find_release(f"{owner}/{ON_THE_PAGE}@{TAG}")
+        release = read_release(folder, name=hub_id, revision=commit)
+        write_static_space(release, Path(name) / ids[0], runtime=runtime)
         if demo:
             write_space([find_model(f"{model}@{TAG}") for model in models], Path(name) / ids[1])
         for id in ids:

@@ -6,15 +6,27 @@ link is checked; the page on Python gets the reference of the API. Zensical then
 
 from __future__ import annotations
 
+import pydoc
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from api_reference import reference
+import leukoscope
 
 ROOT = Path(__file__).parents[1]
+# These names are meant to stay; others may change from one version to the next.
+PUBLIC = (
+    *(f"leukoscope.{name}" for name in leukoscope.__all__ if callable(getattr(leukoscope, name))),
+    *("leukoscope.data.cells.LoadedCells", "leukoscope.data.splits.Split", "leukoscope.data.splits.load_split"),
+    *("leukoscope.synthetic.draw_cell", "leukoscope.synthetic.draw_smear", "leukoscope.synthetic.phantom_cells"),
+    *("leukoscope.inference.prediction.Reason", "leukoscope.inference.prediction.Checks"),
+    *("leukoscope.inference.runtime.Runtime", "leukoscope.inference.subject.SubjectPrediction"),
+    *("leukoscope.inference.smear.SmearReading", "leukoscope.models.weights.load_release"),
+    *("leukoscope.evaluation.metrics.CellPredictions", "leukoscope.evaluation.metrics.measure"),
+    *("leukoscope.reports.card.write_card", "leukoscope.hub.publish.publish", "leukoscope.hub.publish.Destination"),
+)
 # Forms, and the templates of cards: no pages.
 _NO_PAGES = re.compile(r"\.github/|src/|tests/|model_card/[^/]+\.md$")
 _LINK = re.compile(r"\]\(([^)#\s]+)")
@@ -38,7 +50,9 @@ def copy_pages(pages: Path) -> None:
         copy = pages / source.relative_to(ROOT)
         copy.write_text(_without_dead_links(copy.read_text(encoding="utf-8"), source.parent), encoding="utf-8")
     with (pages / "docs" / "python.md").open("a", encoding="utf-8") as page:
-        page.write(f"\n{reference()}\n")
+        for name in PUBLIC:
+            described = pydoc.plain(pydoc.render_doc(name, title="%s"))
+            page.write(f"\n## `{name}`\n\n```text\n{described}\n```\n")
 
 
 def _is_shown(path: Path) -> bool:

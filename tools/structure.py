@@ -1,8 +1,9 @@
 """How the source reads: `make structure`.
 
-Prints by package how densely statements are packed and how many names say nothing (density.py), the functions and
-files that are long, styles and scripts with packed lines (packed.py), and the files that three tasks enter
-(traces.py). With `--check` it prints only what exceeds a limit, and fails if anything does; `make quality` runs that.
+Prints by package how densely statements are packed, how many names say nothing and how many nodes of the syntax tree
+there are, beside their ceilings (density.py), the functions and files that are long, and styles and scripts with packed
+lines (packed.py). With `--check` it prints only what exceeds a limit, and fails if anything does; `make quality` runs
+that.
 tests/docs/test_structure.py asserts that no import is part of a circle.
 """
 
@@ -13,12 +14,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from density import LIMITS, SOURCE, densities, faults_of_constants, faults_of_density
+from density import (
+    LIMITS,
+    NODE_CEILINGS,
+    SOURCE,
+    densities,
+    faults_of_constants,
+    faults_of_density,
+    faults_of_size,
+    nodes_by_group,
+)
 from packed import packed_lines
 
 # Where splitting is worth a thought; no limits.
 LONG_FILE = 450
 LONG_FUNCTION = 60
+# At most so many lines of text that is not Python, by the pattern of its files.
+TEXT_CEILINGS = {"hub/static_space.*": 450}
 
 
 def long_functions(path: Path) -> Iterator[tuple[str, int]]:
@@ -31,8 +43,12 @@ def long_functions(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def faults_of_pages(source: Path = SOURCE) -> list[str]:
-    """One line for each style or script with packed lines."""
+    """One line for each style or script with packed lines, and for text that exceeds its ceiling."""
     faults = []
+    for pattern, ceiling in TEXT_CEILINGS.items():
+        lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in source.glob(pattern))
+        if lines > ceiling:
+            faults.append(f"{pattern}: {lines} lines, at most {ceiling}")
     for path in sorted(source.rglob("*")):
         if path.suffix not in (".css", ".js"):
             continue
@@ -41,13 +57,18 @@ def faults_of_pages(source: Path = SOURCE) -> list[str]:
             places = ", ".join(str(number) for number in numbers[:5])
             more = ", …" if len(numbers) > 5 else ""
             name = path.relative_to(source).as_posix()
-            faults.append(f"{name}: {len(numbers)} lines with more than one statement or rule ({places}{more})")
+            faults.append(f"{name}: {len(numbers)} lines too long, or with two statements or rules ({places}{more})")
     return faults
 
 
 def all_faults() -> list[str]:
     """One line for whatever exceeds a limit."""
-    return [*faults_of_density(densities()["all"]), *faults_of_constants(), *faults_of_pages()]
+    return [
+        *faults_of_density(densities()["all"]),
+        *faults_of_size(nodes_by_group()),
+        *faults_of_constants(),
+        *faults_of_pages(),
+    ]
 
 
 def print_densities() -> None:
@@ -58,6 +79,14 @@ def print_densities() -> None:
         rates = "".join(f"{density.per_thousand(kind):>16.1f}" for kind in LIMITS)
         names = f"{density.counts['placeholders']:>14}{density.counts['generic']:>15}"
         print(f"{name:<12}{density.files:>6}{density.counts['statements']:>12,}{rates}{names}")
+
+
+def print_sizes() -> None:
+    """Print the nodes of each group beside its ceiling."""
+    nodes = nodes_by_group()
+    for group, ceiling in NODE_CEILINGS.items():
+        print(f"{group:<12}{nodes[group]:>10,} nodes, at most {ceiling:>7,}")
+    print(f"{'all':<12}{sum(nodes.values()):>10,} nodes")
 
 
 def print_long() -> None:
@@ -77,13 +106,12 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         print("\n".join(faults) or "The source keeps its limits.")
         return int(bool(faults))
-    from traces import print_traces  # loads torch and Gradio
-
     print_densities()
+    print()
+    print_sizes()
     print()
     print_long()
     print("\n" + "\n".join(faults))
-    print_traces()
     return 0
 
 

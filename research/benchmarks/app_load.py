@@ -1,11 +1,9 @@
-"""How the demo bears visitors: predictions with heat maps per second, waiting times, errors and memory, on loopback.
+"""How the demo bears visitors: predictions with heat maps per second, waiting times and errors, on loopback.
 
-    PYTHONPATH=src python research/benchmarks/app_load.py [--clients 1 10 50 --requests 100 --predictions 1000]
+    PYTHONPATH=src python research/benchmarks/app_load.py [--clients 1 10 50 --requests 100]
 
-Starts app.py in a process of its own and asks it, as so many visitors at once, about phantoms; each visitor waits for
-one answer before the next question. First through the page, as a browser does: after how many seconds an uploaded cell
-has its first model's answer, every model's answer, and every model's map and small changes; then through /predict.
-Writes results/benchmarks/app_load.json.
+Starts app.py in a process of its own and asks it, as so many visitors at once, about phantoms through /predict; each
+visitor waits for one answer before the next question. Writes results/benchmarks/app_load.json.
 """
 
 from __future__ import annotations
@@ -24,12 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
-from uuid import uuid4
+from typing import Any
 
-import httpx
 import numpy as np
-import psutil
 from gradio_client import Client, handle_file
 from PIL import Image
 
@@ -41,65 +36,47 @@ from leukoscope.synthetic import PHANTOM_LABELS, draw_cell
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results" / "benchmarks" / "app_load.json"
 START_SECONDS = 300
-WAITS = "lk-wait"  # CSS class of the line of a model that has not answered yet
 _REQUESTS_EACH = 10  # at least, or nothing but the first rush would be seen
 
 
 def main() -> None:
     """Measure, write the figures, and say them."""
     flags = _flags()
-    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         cells = _draw_cells(Path(folder), count=8)
-        with _demo(flags.releases, Path(folder)) as (address, process):
+        with _demo(flags.releases, Path(folder)) as address:
             # The first answers import and load; they are not what a visitor of a running demo meets.
             with _clients(address, 1) as warming:
                 _ask_together(warming, flags.model, cells, requests=10)
-            page = [_page_level(address, cells, count, flags.uploads) for count in flags.visitors]
             levels = [_level(address, flags.model, cells, count, flags.requests) for count in flags.clients]
-            memory = _memory(address, process, flags.model, cells, flags.predictions)
-    if failed := [part for part in (*page, *levels, memory) if part["errors"]]:
+    failed = [level for level in levels if level["errors"]]
+    if failed:
         sys.exit(f"error: some questions were not answered; the first: {failed[0]['first_error']}")
     result = {
         "notice": RESEARCH_NOTICE,
         "measures": "predictions with heat maps through /predict, from upload to answer, on this machine's loopback",
         "model": flags.model,
         "sha256": file_sha256(flags.releases / flags.model / WEIGHTS_FILE),
-        "page": page,
         "levels": levels,
-        "memory": memory,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads",
-        "machine_load_before": load_before,
         "versions": {"leukoscope": __version__, "python": platform.python_version()},
     }
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(flags.out, result)
-    for level in page:
-        print(
-            f"{level['visitors']:3} at once: first row p95 {level['first_row_p95_seconds']:.2f} s, all rows p95 "
-            f"{level['all_rows_p95_seconds']:.2f} s, with maps and small changes p95 "
-            f"{level['complete_p95_seconds']:.2f} s"
-        )
     for level in levels:
         print(
             f"{level['clients']:3} at once: {level['per_second']:.1f} a second, p50 {level['p50_seconds']:.2f} s, "
             f"p95 {level['p95_seconds']:.2f} s, {level['errors']} errors"
         )
-    print(
-        f"memory after {memory['predictions']} predictions: {memory['growth_megabytes']:+.0f} MB, "
-        f"{memory['errors']} errors\n{flags.out}"
-    )
+    print(flags.out)
 
 
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--releases", type=Path, default=ROOT / "model_card")
     parser.add_argument("--model", default="leukoscope-densenet169-cnmc")
-    parser.add_argument("--visitors", type=int, nargs="+", default=[1, 10], help="of the page at once, one level each")
-    parser.add_argument("--uploads", type=int, default=10, help="of each visitor")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50], help="visitors at once, one level each")
     parser.add_argument("--requests", type=int, default=100, help="of a level together; at least 10 each")
-    parser.add_argument("--predictions", type=int, default=1000, help="between the two looks at memory")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
 
@@ -113,8 +90,8 @@ def _draw_cells(folder: Path, count: int) -> list[Path]:
 
 
 @contextmanager
-def _demo(releases: Path, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """The demo's address and process."""
+def _demo(releases: Path, folder: Path) -> Iterator[str]:
+    """The demo's address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -127,7 +104,7 @@ def _demo(releases: Path, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     address = f"http://127.0.0.1:{port}/"
     try:
         _wait_for(address, server)
-        yield address, psutil.Process(server.pid)
+        yield address
     finally:
         server.terminate()
         server.wait(timeout=60)
@@ -142,64 +119,6 @@ def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.2)
     raise SystemExit(f"error: the demo does not answer at {address}")
-
-
-def _page_level(address: str, cells: Sequence[Path], count: int, uploads: int) -> dict[str, Any]:
-    """So many visitors of the page at once, each of whom uploads one cell after the other."""
-    config = httpx.get(f"{address}config", timeout=60).json()
-    (box,) = (one["id"] for one in config["components"] if one["props"].get("elem_id") == "upload")
-    (event,) = (one["id"] for one in config["dependencies"] if [box, "upload"] in one["targets"])
-
-    def visit(_: int) -> list[_Upload | str]:
-        with httpx.Client(base_url=f"{address}gradio_api/", timeout=300) as browser:
-            return [_upload(browser, event, cell) for cell in islice(cycle(cells), uploads)]
-
-    with ThreadPoolExecutor(count) as visitors:
-        answered = [upload for visits in visitors.map(visit, range(count)) for upload in visits]
-    errors = [upload for upload in answered if isinstance(upload, str)]
-    answers = [upload for upload in answered if not isinstance(upload, str)]
-    level: dict[str, Any] = {
-        "visitors": count,
-        "uploads": len(answered),
-        "errors": len(errors),
-        "first_error": next(iter(errors), None),
-    }
-    for name in _Upload._fields:
-        for share in (50, 95):
-            seconds = [getattr(answer, name) for answer in answers]
-            level[f"{name}_p{share}_seconds"] = float(np.percentile(seconds, share)) if seconds else None
-    return level
-
-
-class _Upload(NamedTuple):
-    """Seconds from an upload until the page's own event has sent it."""
-
-    first_row: float
-    all_rows: float
-    complete: float  # every row's map, and what its model says under small changes
-
-
-def _upload(browser: httpx.Client, event: int, cell: Path) -> _Upload | str:
-    """When the answers to a cell come, else an error."""
-    session = uuid4().hex
-    started = time.perf_counter()
-    (path,) = browser.post("upload", files={"files": (cell.name, cell.read_bytes())}).json()
-    file = {"path": path, "orig_name": cell.name, "meta": {"_type": "gradio.FileData"}}
-    browser.post("queue/join", json={"data": [[file], None], "fn_index": event, "session_hash": session})
-    first_row = None
-    all_rows = None
-    with browser.stream("GET", "queue/data", params={"session_hash": session}) as answer:
-        for line in answer.iter_lines():
-            seconds = time.perf_counter() - started
-            if "data-model" in line:
-                first_row = first_row or seconds
-                if WAITS not in line:
-                    all_rows = all_rows or seconds
-            if '"process_completed"' in line:
-                if first_row is None or all_rows is None:
-                    return line
-                return _Upload(first_row, all_rows, seconds)
-    return "the server ended the answer early"
 
 
 @contextmanager
@@ -252,24 +171,6 @@ def _ask_together(
     with ThreadPoolExecutor(len(clients)) as visitors:
         answered = list(visitors.map(ask, clients))
     return [one for seconds, _ in answered for one in seconds], [one for _, errors in answered for one in errors]
-
-
-def _memory(
-    address: str, process: psutil.Process, model: str, cells: Sequence[Path], predictions: int
-) -> dict[str, Any]:
-    """What the server's memory grows by."""
-    before = process.memory_info().rss / 1e6
-    with _clients(address, 2) as clients:
-        _, errors = _ask_together(clients, model, cells, predictions)
-    after = process.memory_info().rss / 1e6
-    return {
-        "predictions": predictions,
-        "errors": len(errors),
-        "first_error": errors[0] if errors else None,
-        "before_megabytes": before,
-        "after_megabytes": after,
-        "growth_megabytes": after - before,
-    }
 
 
 if __name__ == "__main__":

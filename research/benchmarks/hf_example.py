@@ -10,10 +10,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
-from importlib import import_module
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,8 +30,6 @@ def run_script(script: Path, argv: list[str], image_size: int) -> dict[str, Any]
     seconds: list[float] = []
     _without_network(adapted)
     _with_todays_libraries(adapted, image_size)
-    if "peft" in script.read_text(encoding="utf-8"):
-        _without_adapters(adapted)
     _clocked(seconds)
     sys.argv = [str(script), *argv]
     runpy.run_path(str(script), run_name="__main__")
@@ -104,22 +99,6 @@ def _naming_size(load: Callable[..., Any], image_size: int) -> Callable[..., Any
         return processor
 
     return loaded
-
-
-def _without_adapters(adapted: list[str]) -> None:
-    """Some copies wrap the network in LoRA adapters for attention layers, which a convolutional network lacks."""
-    try:
-        peft: Any = import_module("peft")
-    except ImportError:
-        import transformers.utils
-
-        # Asked for once, its absence is remembered, and no library takes the stand-in for the real one.
-        transformers.utils.is_peft_available()
-        peft = ModuleType("peft")
-        peft.__spec__, peft.LoraConfig = ModuleSpec("peft", None), SimpleNamespace
-        sys.modules["peft"] = peft
-    peft.get_peft_model = lambda model, config: model
-    adapted.append("this copy's LoRA adapters (peft) are left out: all layers train, as in the original script")
 
 
 def _clocked(seconds: list[float]) -> None:

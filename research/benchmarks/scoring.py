@@ -1,12 +1,10 @@
-"""A hundred thousand cells through `leukoscope score`: how fast, in how much memory, and killed in the middle.
+"""Cells through `leukoscope score`: how fast, killed in the middle and taken up again, and on Ray.
 
     PYTHONPATH=src python research/benchmarks/scoring.py --model model_card/leukoscope-densenet169-cnmc [--cells 100000]
 
-A few hundred phantoms are scored over and over under ids of their own: first --short_cells of them in one go, then
---cells, ended by kill -9 when half of the shards are there and taken up again by the same command. Memory is what the
-process and its children hold, looked at every --look_every seconds. Then --ray_cells are scored by one process and on
-Ray with so many workers as --ray names, and the command is watched while 100,000 names pass through it. Writes
-results/benchmarks/scoring.json.
+A few hundred phantoms are scored over and over under ids of their own: --cells of them, ended by kill -9 when half of
+the shards are there and taken up again by the same command. Then --ray_cells are scored by one process and on Ray with
+as many workers as --ray names. Writes results/benchmarks/scoring.json.
 """
 
 from __future__ import annotations
@@ -17,15 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import psutil
 from machine import machine
 from PIL import Image
 
@@ -37,57 +31,23 @@ from leukoscope.models.release import WEIGHTS_FILE, folder_name, write_json
 from leukoscope.synthetic import draw_cell
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "scoring.json"
-FLAT_WITHIN = 0.10
-NAMES = 100_000
 MEASURES = {
     "cells_a_second": "cells whose shards were finished, over the wall time of the process with its start",
-    "memory": "bytes resident in the process and its children, every look_every seconds; steady: the median of those "
-    "taken after the first shard was there",
-    "largest_difference": "between probabilities of one picture under different ids, before and after the kill; every "
-    "cell was checked to be there once and in order",
-    "trace": "[seconds since the process began, bytes]",
     "ray": "the same cells by one local process and on a Ray cluster of this machine; core_hours_a_million: hours for "
-    "a million cells, times the cores; driver: what the command itself holds, without the workers",
+    "a million cells, times the cores",
 }
-_TRACE_POINTS = 200
-_FEWEST_LOOKS = 5  # that a median is taken of
-_RECORDED_FLAGS = ("cells", "short_cells", "pictures", "threads", "batch_size", "look_every")
+_RECORDED_FLAGS = ("cells", "pictures", "threads", "batch_size")
 
 
-@dataclass(frozen=True)
-class Part:
-    """One process of a run.
-
-    Attributes:
-        seconds: of wall time.
-        shards: finished by it.
-        trace: (seconds, bytes, whether its first shard was there), one for each look.
-    """
+class Part(NamedTuple):
+    """One process of a run: its seconds of wall time and, where it was killed, the shards that it had finished."""
 
     seconds: float
     shards: int
-    trace: Sequence[tuple[float, int, bool]]
-
-    @property
-    def peak(self) -> int:
-        """The most bytes seen."""
-        return max(held for _, held, _ in self.trace)
-
-    @property
-    def steady(self) -> float:
-        """The median once cells are being answered."""
-        return median(held for _, held, answering in self.trace if answering)
 
     def to_dict(self, cells: int) -> dict[str, Any]:
         """For JSON, with so many cells finished."""
-        points = self.trace[:: max(1, len(self.trace) // _TRACE_POINTS)]
-        return {
-            "cells": cells,
-            "seconds": self.seconds,
-            "cells_a_second": cells / self.seconds,
-            "memory": {"steady_bytes": self.steady, "peak_bytes": self.peak},
-            "trace": [[round(seconds, 1), held] for seconds, held, _ in points],
-        }
+        return {"cells": cells, "seconds": self.seconds, "cells_a_second": cells / self.seconds}
 
 
 def main() -> None:
@@ -99,17 +59,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _draw(root / "cells", flags.pictures)
-        short_table, short_out = _table(root, flags.short_cells, flags.pictures), root / "short.parquet"
-        short = _score(flags, short_table, short_out)
-        _check(short_out, flags.short_cells, flags.pictures)
         table, out = _table(root, flags.cells, flags.pictures), root / "out.parquet"
         half = max(1, flags.cells // CELLS_PER_SHARD // 2)
         killed = _score(flags, table, out, until=lambda: _shards(out) >= half)
         resumed = _score(flags, table, out)
-        difference = _check(out, flags.cells, flags.pictures)
+        _check(out, flags.cells)
         on_ray = _on_ray(flags, root) if flags.ray else {}
     kept = killed.shards * CELLS_PER_SHARD
-    growth = max(killed.steady, resumed.steady) / short.steady
     result = {
         "notice": RESEARCH_NOTICE,
         "measures": MEASURES,
@@ -117,35 +73,28 @@ def main() -> None:
         "sha256": file_sha256(flags.model / WEIGHTS_FILE),
         **{name: getattr(flags, name) for name in _RECORDED_FLAGS},
         "cells_per_shard": CELLS_PER_SHARD,
-        "short_run": short.to_dict(flags.short_cells),
         "until_killed": killed.to_dict(kept),
         "resumed": resumed.to_dict(flags.cells - kept),
-        "largest_difference": difference,
         **({"ray": on_ray} if on_ray else {}),
-        "memory_growth": {"times_short_run": growth, "aim": f"within {FLAT_WITHIN:.0%}"}
-        | {"met": abs(growth - 1) <= FLAT_WITHIN},
         "machine": machine(),
         "versions": versions(),
     }
     flags.results.parent.mkdir(parents=True, exist_ok=True)
     write_json(flags.results, result)
-    for name in ("short_run", "until_killed", "resumed"):
-        part = result[name]
-        print(f"{name}: {part['cells_a_second']:.1f} cells/s, {part['memory']['steady_bytes'] / 1e6:.0f} MB")
+    for name in ("until_killed", "resumed"):
+        print(f"{name}: {result[name]['cells_a_second']:.1f} cells/s")
     for row in on_ray.get("rows", []):
         print(f"{row['scored_by']}: {row['cells_a_second']:.1f} cells/s")
-    print(f"memory: {growth:.2f} times the short run's\n{flags.results}")
+    print(flags.results)
 
 
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="release folder")
     parser.add_argument("--cells", type=int, default=100_000)
-    parser.add_argument("--short_cells", type=int, default=1000)
     parser.add_argument("--pictures", type=int, default=300, help="different phantoms among them")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--look_every", type=float, default=1.0, help="seconds between two looks at memory")
     parser.add_argument("--ray", type=int, nargs="*", default=[1, 2], help="workers of one core, a run each")
     parser.add_argument("--ray_cells", type=int, default=4000)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -180,23 +129,14 @@ def _shards(output: Path) -> int:
 
 
 def _on_ray(flags: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """Score the same cells locally and by each number of workers; then let the names of 100,000 cells pass."""
+    """Score the same cells locally and by each number of workers."""
     table = _table(root, flags.ray_cells, flags.pictures)
     parts = {("one local process", flags.threads): _score(flags, table, root / "local.parquet")}
     for workers in flags.ray:
         output = root / f"ray-{workers}.parquet"
         with _cluster(workers) as address:
             parts[f"Ray, {workers} worker{'s' * (workers > 1)}", workers] = _score(flags, table, output, ray=address)
-        _check(output, flags.ray_cells, flags.pictures)
-    with _cluster(max(flags.ray)) as address:
-        names = root / "names.parquet"
-        passed = _score(
-            flags,
-            _table(root, NAMES, flags.pictures),
-            names,
-            until=lambda: _shards(names) >= _FEWEST_LOOKS,
-            ray=address,
-        )
+        _check(output, flags.ray_cells)
     return {
         "cells": flags.ray_cells,
         "rows": [
@@ -208,7 +148,6 @@ def _on_ray(flags: argparse.Namespace, root: Path) -> dict[str, Any]:
             }
             for (name, cores), part in parts.items()
         ],
-        "driver": {"names": NAMES, "peak_bytes": passed.peak},
     }
 
 
@@ -238,54 +177,31 @@ def _score(
     command += ["--input", str(table), "--output", str(output), "--batch_size", str(flags.batch_size)]
     command += ["--ray", ray] if ray else []
     environment = os.environ | {"OMP_NUM_THREADS": str(flags.threads), "HF_HUB_OFFLINE": "1"}
-    before, finished = _shards(output), 0
-    trace: list[tuple[float, int, bool]] = []
-    with tempfile.TemporaryFile("w+") as said:
+    before = _shards(output)
+    with tempfile.TemporaryFile("w+") as log:
         started = time.perf_counter()
-        process = psutil.Popen(command, env=environment, stdout=said, stderr=said)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         while process.poll() is None:
-            finished = max(finished, _shards(output) - before)
-            trace.append((time.perf_counter() - started, _held(process), finished > 0))
             if until and until():
                 process.kill()
-                # Looked at while it dies, it would hold nothing.
                 process.wait()
-            time.sleep(flags.look_every)
+            time.sleep(0.05)
         seconds = time.perf_counter() - started
         if process.returncode and not until:
-            said.seek(0)
-            sys.exit(f"{command}: ended with {process.returncode}\n{said.read()}")
+            log.seek(0)
+            sys.exit(f"{command}: ended with {process.returncode}\n{log.read()}")
     if until and output.exists():
         sys.exit(f"{output}: was done before it could be killed; give more --cells")
-    looks = sum(answering for _, _, answering in trace)
-    if looks < _FEWEST_LOOKS:
-        sys.exit(
-            f"{table.name}: {looks} looks at memory after the first shard, fewer than {_FEWEST_LOOKS}; give more "
-            "--cells and --short_cells, or a smaller --look_every"
-        )
-    return Part(seconds, _shards(output) - before if until else finished, trace)
+    return Part(seconds, _shards(output) - before)
 
 
-def _held(process: psutil.Process) -> int:
-    """Bytes resident in a process and its children; those that have just ended hold none."""
-    total = 0
-    try:
-        for one in (process, *process.children(recursive=True)):
-            total += one.memory_info().rss
-    except psutil.NoSuchProcess:
-        pass
-    return total
-
-
-def _check(output: Path, cells: int, pictures: int) -> float:
-    """Every cell once and in order; the largest difference between answers to the same picture."""
+def _check(output: Path, cells: int) -> None:
+    """Every cell once and in order."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(output)
     if table["cell_id"].to_pylist() != [f"cell-{number}" for number in range(cells)]:
         sys.exit(f"{output}: its {len(table)} rows are not the {cells} cells asked for, each once and in order")
-    shares = table.column("p_ALL").to_numpy()
-    return float(max(np.ptp(shares[number::pictures]) for number in range(min(pictures, cells))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast training is beside Hugging Face's example script: cells per second and memory, taking turns in one run.
+"""How fast training is beside Hugging Face's example script: cells per second, taking turns in one run.
 
     PYTHONPATH=src python research/benchmarks/training.py --hf_script run_image_classification_no_trainer.py \
         --dataset_name cnmc2019 --train_dir … [--threads 2 --cells 128 --turns 2]
@@ -25,10 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from machine import machine
-from timing import peak_bytes
 
 from leukoscope import RESEARCH_NOTICE
 from leukoscope.data.loading import load_cells
@@ -36,13 +34,13 @@ from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.metrics import versions
 from leukoscope.models.build import build_network, model_args
+from leukoscope.models.metrics import Metrics
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.release import write_json
 from leukoscope.models.weights import save_release
 from leukoscope.training.accelerator import cpu_has_bf16, keep_freed_memory, make_accelerator
 from leukoscope.training.config import RunArguments, TrainingConfig
-from leukoscope.training.data import FeatureInputs, preprocessing_for
-from leukoscope.training.optimization import parameter_groups
+from leukoscope.training.data import preprocessing_for
 from leukoscope.training.trainer import Trainer
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks" / "training.json"
@@ -54,10 +52,7 @@ DIFFERS = [
     "Leukoscope clips gradients, weighs classes and uses a fused AdamW on channels-last memory",
     "in rows of own precision and of the own recipe, the script still computes in float32",
     "of the own recipe, the early layers are frozen; the script trains all",
-    "where all layers below the head are frozen, the head is trained on features computed once: such epochs are not "
-    "compared with pure compute, which is of the whole network",
 ]
-_COMPUTE_STEPS = 4
 
 
 def main() -> None:
@@ -78,8 +73,7 @@ def main() -> None:
     result = {
         "notice": RESEARCH_NOTICE,
         "measures": "cells per second of an epoch's training side: cold, the first epoch with all that is done before; "
-        "warm, the median of the others. Beside the script, and beside forward, backward and optimiser step on a fixed "
-        "batch",
+        "warm, the median of the others. Beside the script",
         "beside": "Hugging Face's example script",
         "differs": DIFFERS,
         "data": flags.dataset_name,
@@ -93,10 +87,9 @@ def main() -> None:
     flags.results.parent.mkdir(parents=True, exist_ok=True)
     write_json(flags.results, result)
     for row in rows:
-        pure = f"; {100 * row['share_of_pure_compute']:.0f} % of pure compute" if "share_of_pure_compute" in row else ""
         print(
             f"{row['recipe']}, {row['setting']}: {row['times_faster']['warm']:.2f} times the script's speed warm, "
-            f"{row['times_faster']['cold']:.2f} cold{pure}"
+            f"{row['times_faster']['cold']:.2f} cold"
         )
     print(flags.results)
 
@@ -159,7 +152,6 @@ def _compared(flags: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     rows = []
     for setting, (precision, frozen) in settings.items():
         speed = {side: _speed(turns) for side, turns in (("leukoscope", ours[setting]), ("script", script))}
-        pure = [turn["warm"] / turn["pure_compute"] for turn in ours[setting] if "pure_compute" in turn]
         rows.append(
             {
                 "recipe": name,
@@ -168,8 +160,6 @@ def _compared(flags: argparse.Namespace, name: str) -> list[dict[str, Any]]:
                 "early_layers_frozen": frozen,
                 "times_faster": {k: speed["leukoscope"][k] / speed["script"][k] for k in ("cold", "warm")},
                 "images_per_second": speed,
-                **({"share_of_pure_compute": median(pure)} if pure else {}),
-                "peak_memory": {"leukoscope": _most(ours[setting]), "script": _most(script)},
                 "turns": {"leukoscope": ours[setting], "script": script},
             }
         )
@@ -219,12 +209,7 @@ def _ours(flags: argparse.Namespace, turn: dict[str, Any]) -> dict[str, Any]:
     preparing = time.perf_counter() - started
     rows = list(engine.fit())
     result = _timed(flags.cells, [flags.cells / row["images_per_second"] for row in rows], decoding + preparing)
-    result |= {"decoding_seconds": decoding, "preparing_seconds": preparing}
-    result |= _memory()
-    if isinstance(engine.inputs, FeatureInputs):
-        # Steps of the head alone say nothing beside those of the whole network.
-        return result
-    return result | {"pure_compute": _compute(flags, recipe, accelerator)}
+    return result | {"decoding_seconds": decoding, "preparing_seconds": preparing}
 
 
 def _hf(flags: argparse.Namespace, turn: dict[str, Any]) -> dict[str, Any]:
@@ -240,7 +225,7 @@ def _hf(flags: argparse.Namespace, turn: dict[str, Any]) -> dict[str, Any]:
         model_args=model_args(recipe),
         labels=data.info.labels,
         preprocessing=preprocessing_for(recipe, data),
-        metrics={"schema_version": 3, "labels": list(data.info.labels)},
+        metrics=Metrics(labels=list(data.info.labels)),
     )
     values = {
         "dataset_name": flags.folder / "hf",
@@ -252,53 +237,15 @@ def _hf(flags: argparse.Namespace, turn: dict[str, Any]) -> dict[str, Any]:
     }
     argv = [str(word) for flag, value in values.items() for word in (f"--{flag}", value)]
     result = run_script(flags.hf_script, argv, flags.image_size)
-    return _timed(flags.cells, result["epoch_seconds"]) | _memory() | {"adapted": result["adapted"]}
-
-
-def _compute(flags: argparse.Namespace, recipe: Recipe, accelerator: Accelerator) -> float:
-    """Cells a second of forward, backward and optimiser step on one batch that is there already."""
-    network = build_network(recipe, 2).to(accelerator.device).train()
-    for name in recipe.frozen:
-        network.get_submodule(name).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(parameter_groups(network, recipe), fused=True)
-    shape = (flags.batch_size, 3, flags.image_size, flags.image_size)
-    inputs = torch.randn(shape, device=accelerator.device).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(flags.batch_size, device=accelerator.device) % 2
-
-    def step() -> None:
-        with accelerator.autocast():
-            loss = torch.nn.functional.cross_entropy(network(inputs).float(), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def seconds(steps: int) -> float:
-        started = time.perf_counter()
-        for _ in range(steps):
-            step()
-        if accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    seconds(1)
-    return _COMPUTE_STEPS * flags.batch_size / seconds(_COMPUTE_STEPS)
+    return _timed(flags.cells, result["epoch_seconds"]) | {"adapted": result["adapted"]}
 
 
 def _timed(cells: int, seconds: list[float], before: float = 0.0) -> dict[str, Any]:
     return {"cold": cells / (seconds[0] + before), "warm": cells / median(seconds[1:]), "epoch_seconds": seconds}
 
 
-def _memory() -> dict[str, Any]:
-    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return {"peak_memory": {"process_bytes": peak_bytes()} | ({"gpu_bytes": on_gpu} if on_gpu else {})}
-
-
 def _speed(turns: list[dict[str, Any]]) -> dict[str, float]:
     return {k: median(turn[k] for turn in turns) for k in ("cold", "warm")}
-
-
-def _most(turns: list[dict[str, Any]]) -> dict[str, int]:
-    return {k: max(turn["peak_memory"][k] for turn in turns) for k in turns[0]["peak_memory"]}
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ def train(**flags: Any) -> Path:
         SystemExit: Ctrl-C or SIGTERM stopped training after writing a checkpoint; the same call with
             `resume_from_checkpoint="latest"` resumes the run.
     """
-    from leukoscope.training.config import parse_config, words_of
+    from leukoscope.training.config import parse_config
 
-    return run(parse_config(words_of(flags)))
+    return run(parse_config([], flags))
 
 
 def run(config: TrainingConfig) -> Path:
@@ -92,13 +92,15 @@ def evaluate(
         LeukoscopeError: classes that do not match, a split without a test side, or a model that cannot be opened.
     """
     from leukoscope.data.cells import LoadedCells
-    from leukoscope.evaluation.evaluate import build_evaluation, open_model, predictions_of_model, select_cells
+    from leukoscope.evaluation.evaluate import build_evaluation, select_cells
+    from leukoscope.evaluation.predict import open_model, predict_cells
 
     if not isinstance(data, LoadedCells):
         raise DataError(f"evaluate: {data!r}: is not a data set; give what `load_dataset` returns")
     cells = select_cells(data, split, seed=seed)
-    predicted = predictions_of_model(open_model(model, device), cells, label_map=label_map)
-    return build_evaluation(predicted, cells, seed=seed)
+    predictor = open_model(model, device)
+    predictions = predict_cells(predictor, cells.data, cells.split.test, label_map=label_map)
+    return build_evaluation(predictor.release, predictions, cells, label_map=label_map, seed=seed)
 
 
 def score(
@@ -107,6 +109,7 @@ def score(
     output: str | Path,
     *,
     subject_pattern: str | None = None,
+    subject_folders: bool = False,
     backend: str = "",
     device: str = "auto",
     precision: str = "float32",
@@ -118,16 +121,19 @@ def score(
         source: a folder of images, or a CSV or Parquet file with a column of paths.
         output: the table to write: .parquet or .csv.
         subject_pattern: a regular expression that finds the subject in an image's path.
+        subject_folders: the innermost folder of an image is its subject.
 
     Raises:
         LeukoscopeError: a table that exists already or cannot be written, or a source without images.
     """
+    from leukoscope.data.reading import Reading
     from leukoscope.inference.predictor import Predictor
     from leukoscope.inference.scoring import check_output, open_source, score_cells
     from leukoscope.progress import note
 
     check_output(Path(output))
-    cells = open_source(str(source), subject_pattern=subject_pattern)
+    reading = Reading(subject_pattern=subject_pattern, subject_folders=subject_folders)
+    cells = open_source(str(source), reading)
     note(cells.report, err=True)
     predictor = Predictor.from_pretrained(model, backend=backend, device=device, precision=precision)
     return score_cells(predictor, cells, Path(output))

@@ -1,29 +1,24 @@
-"""The cache folder, files that come with Leukoscope, and writing files and folders completely or not at all."""
+"""Files that come with Leukoscope, hashes of files, and writing files and folders completely or not at all."""
 
 from __future__ import annotations
 
-import atexit
 import errno
 import glob
 import hashlib
-import json
 import os
 import secrets
 import shutil
 import stat
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
 
 from leukoscope import LeukoscopeError
-from leukoscope.progress import map_in_threads
 
 # The first bytes of a Git LFS pointer, the text in place of a file that was not fetched yet.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -104,63 +99,6 @@ def file_sha256(path: str | Path, memory: dict[str, list[Any]] = _hashes) -> str
     if state and started - max(state[1:3]) > _TICK:
         memory[place] = [*state, digest]
     return digest
-
-
-def content_hashes(paths: Iterable[str | Path], remembered: Path | None = None) -> dict[str, str]:
-    """Hash files: path as given → sha256 of its bytes; "" for what is no file or cannot be read.
-
-    Cells, start weights and scored pictures are identified by name and content, so that a copy on another machine is
-    the same data, and a file that was replaced is not. `remembered` is a JSON file of earlier hashes, made where it is
-    missing.
-    """
-    names = [str(path) for path in paths]
-    memory: dict[str, list[Any]] = {}
-    if remembered:
-        with suppress(OSError, ValueError, TypeError):  # missing, or damaged
-            memory |= json.loads(remembered.read_text(encoding="utf-8"))
-    before = dict(memory)
-
-    def hashed(name: str) -> str:
-        if not file_state(name):  # opening a pipe would block
-            return ""
-        with suppress(OSError):
-            return file_sha256(name, memory)
-        return ""
-
-    hashes = map_in_threads(hashed, names, "reading files")
-    if remembered and memory != before:
-        with suppress(OSError):  # they are hashed again next time
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(remembered, json.dumps(memory))
-    return dict(zip(names, hashes, strict=True))
-
-
-def cache_root() -> Path:
-    """The folder of decoded cells and exported graphs: `$LEUKOSCOPE_CACHE`, by default `~/.cache/leukoscope`.
-
-    In a container without a home folder, or with one that cannot be written, a temporary folder takes its place.
-    """
-    named = os.environ.get("LEUKOSCOPE_CACHE")
-    if named:
-        return Path(named)
-    try:
-        folder = Path.home() / ".cache" / "leukoscope"
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-        reason = f"{folder} cannot be written"
-    except (OSError, RuntimeError) as error:  # no home folder
-        reason = first_line(error)
-    return _temporary_cache(reason)
-
-
-@cache
-def _temporary_cache(reason: str) -> Path:
-    folder = Path(mkdtemp(prefix="leukoscope-"))
-    os.environ.setdefault("MPLCONFIGDIR", str(folder))  # else Matplotlib says in its own words that it has no home
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    print(f"{reason}: the cache lasts for this run; LEUKOSCOPE_CACHE names a folder for it", file=sys.stderr)
-    return folder
 
 
 @contextmanager

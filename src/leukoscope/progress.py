@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from rich import progress as rich_progress
 from rich.console import Console
+from rich.text import Text
 
 EVERY = 30.0  # seconds between two lines where stderr is no terminal
 
@@ -46,14 +47,18 @@ def is_quiet() -> bool:
 
 
 @contextmanager
-def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Show how far the work within the block is; yields a function to call after each part, `advance(by=1)`.
+def progress(
+    label: str, total: int | None = None, *, unit: str = "cells", done: int = 0
+) -> Iterator[Callable[..., None]]:
+    """Show how far, how fast and how long yet the work within the block is.
+
+    Yields a function to call after each part, `advance(by=1)`.
 
     Nothing is shown when `quiet`, within another such block, and in all but the first process of a launcher.
 
     Args:
         label: what is done, as in "decoding".
-        total: its number of parts; None where that is not known, and only the time so far is shown.
+        total: its number of parts, each a `unit`; None where that is not known, and only the time so far is shown.
         done: how many of them were done before.
     """
     if _quiet.get() or _bar_is_open.get() or not _is_first():
@@ -61,7 +66,7 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
         return
     times: list[rich_progress.ProgressColumn] = [rich_progress.TimeElapsedColumn()]
     if total is not None:
-        times = [rich_progress.MofNCompleteColumn(), rich_progress.TimeRemainingColumn()]
+        times = [rich_progress.MofNCompleteColumn(), _Rate(), rich_progress.TimeRemainingColumn()]
     bars = rich_progress.Progress(
         rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
@@ -73,8 +78,9 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
         disable=not sys.stderr.isatty(),  # it still measures the speed there
         speed_estimate_period=3600,  # seconds; a part may take minutes
     )
-    bars.add_task(label, total=total, completed=done)
+    bars.add_task(label, total=total, completed=done, unit=unit)
     (task,) = bars.tasks  # `add_task` returns its number only
+    bars.advance(task.id, 0)  # the clock starts now, so that the first part gives a rate
     ended = threading.Event()
     if bars.disable:
         threading.Thread(target=_print_lines, args=(task, ended), daemon=True).start()
@@ -87,6 +93,21 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Iterator
         _bar_is_open.set(False)  # no `reset`: an abandoned generator may end in another context
 
 
+class _Rate(rich_progress.ProgressColumn):
+    """The unit of a task and, once a part is done, how many of them a second."""
+
+    def render(self, task: rich_progress.Task) -> Text:
+        """Draw it."""
+        return Text(task.fields["unit"] + _rate(task))
+
+
+def _rate(task: rich_progress.Task) -> str:
+    """ ", 12.3 a second", or "" as long as no part is done."""
+    if not task.speed:
+        return ""
+    return f", {task.speed:.3g} a second"
+
+
 def _print_lines(task: rich_progress.Task, ended: threading.Event) -> None:
     """Print how far a task is, every `EVERY` seconds until it has ended."""
     started = time.monotonic()
@@ -94,27 +115,32 @@ def _print_lines(task: rich_progress.Task, ended: threading.Event) -> None:
         line = f"{task.description}: {duration(time.monotonic() - started)} so far"
         if task.total is not None:
             left = "" if task.time_remaining is None else f", about {duration(task.time_remaining)} left"
-            line = f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}{left}"
+            unit = task.fields["unit"]
+            line = f"{task.description}: {task.completed:,.0f} of {task.total:,.0f} {unit}{_rate(task)}{left}"
         print(line, file=sys.stderr, flush=True)
 
 
-def track(items: Iterable[_T], label: str, total: int | None = None, *, done: int = 0) -> Iterator[_T]:
+def track(
+    items: Iterable[_T], label: str, total: int | None = None, *, unit: str = "cells", done: int = 0
+) -> Iterator[_T]:
     """Iterate over items and show how many are done, as `progress` does; where `total` is None, it is their number."""
     if total is None and isinstance(items, Sized):
         total = done + len(items)
-    with progress(label, total, done=done) as advance:
+    with progress(label, total, unit=unit, done=done) as advance:
         for item in items:
             yield item
             advance()
 
 
-def map_in_threads(function: Callable[[_Item], _T], items: Sequence[_Item], label: str = "") -> list[_T]:
+def map_in_threads(
+    function: Callable[[_Item], _T], items: Sequence[_Item], label: str = "", *, unit: str = "cells"
+) -> list[_T]:
     """`function` of each item, in order, by a few threads; shown as `track` does under a label that is not ""."""
     # An executor's `map` holds a future of 1.7 kB for each item: 0.3 GB for 171,375 cells.
     with ThreadPool(min(32, (os.cpu_count() or 1) + 4)) as pool:
         outcomes = pool.imap(function, items, chunksize=32)
         if label:
-            return list(track(outcomes, label, len(items)))
+            return list(track(outcomes, label, len(items), unit=unit))
         return list(outcomes)
 
 

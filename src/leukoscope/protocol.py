@@ -25,11 +25,10 @@ from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions, pooled
 from leukoscope.evaluation.robustness import robustness_of_folds
 from leukoscope.files import is_git_clone
+from leukoscope.models.metrics import METRICS_FILE, Evaluation, Metrics
 from leukoscope.models.release import (
     CONFIG_FILE,
-    METRICS_FILE,
     PREDICTIONS_FOLDER,
-    ROBUSTNESS_BLOCK,
     WEIGHTS_FILE,
     edit_release,
     read_metrics,
@@ -37,13 +36,12 @@ from leukoscope.models.release import (
 )
 from leukoscope.progress import note
 from leukoscope.training.checkpoint import Interrupted
-from leukoscope.training.config import DataArguments, TrainingConfig
-from leukoscope.training.identity import RunIdentity
-from leukoscope.training.run_folder import RESUME_LATEST, RunFolder
+from leukoscope.training.config import SPLIT_FLAGS, DataArguments, TrainingConfig
+from leukoscope.training.run_folder import RunFolder
 from leukoscope.training.train import choose_split, train
 
 OFFICIAL_FOLDS = "recipe (official folds)"
-RANDOM_SPLIT = "recipe (random split by image: subjects on both sides)"
+RANDOM_SPLIT = "recipe (random split by image: {unit}s on both sides)"
 FINAL = "final"
 
 
@@ -65,33 +63,6 @@ class ProtocolRun:
         """What lies in its run folder."""
         return RunFolder(self.folder)
 
-    def is_finished(self) -> bool:
-        """True when the folder holds this run, completed; an error for one of other flags, weights or cells."""
-        if not self.files.is_finished:
-            return False
-        different = self.files.differences(identity_of(self.config))
-        if different:
-            raise ConfigError(
-                f"{self.folder}: finished with other settings ({', '.join(different)}); give another --output_dir or "
-                "remove it"
-            )
-        return True
-
-
-def identity_of(config: TrainingConfig) -> RunIdentity:
-    """The identity of a run that is to be made; without its cells, where these are not on this machine."""
-    identity = RunIdentity.of(config, config.resolve())
-    if not _can_be_loaded(config.data):
-        return identity
-    return replace(identity, data=_loaded(**config.data.source).fingerprint)
-
-
-def _can_be_loaded(args: DataArguments) -> bool:
-    """Whether the cells are on this machine or on the Hub."""
-    if args.train_dir is None:
-        return "/" in args.dataset_name
-    return Path(args.train_dir).is_dir()
-
 
 @lru_cache(maxsize=1)
 def _loaded(**source: Any) -> LoadedCells:
@@ -106,8 +77,7 @@ def known_of(data: DataArguments) -> DatasetInfo:
 
 def refuse_split_flags(config: TrainingConfig, *also: str) -> None:
     """Refuse flags of `DataArguments`, `also` more of them, that an experiment of several runs sets itself."""
-    names = ("split", "split_file", "fold", "train_folds", "test_folds", "no_validation", *also)
-    refused = [name for name in names if getattr(config.data, name) != getattr(DataArguments(), name)]
+    refused = [name for name in (*SPLIT_FLAGS, *also) if getattr(config.data, name) != getattr(DataArguments(), name)]
     if config.run.push_to_hub:
         refused.append("push_to_hub")
     if refused:
@@ -163,31 +133,26 @@ def _require_measurable(cells: LoadedCells, num_folds: int) -> None:
     labels = dict(zip(cells.train["cell_id"][:], cells.train["label"][:], strict=True))
     nameless = [cell for cell in labels if not unit_of_cell[cell]]
     if nameless:
-        flag = "--subject_column" if "/" in cells.info.name else "--subject_pattern or --labels"
         raise DataError(
             f"cell {nameless[0]}: its {unit} is not known ({len(nameless):,} such cells); a protocol measures by "
-            f"{unit}: name it ({flag}), or remove these cells"
+            f"{unit}: name it (--subject_column, --subject_pattern, --subject_folders or --labels), or remove these "
+            "cells"
         )
     needed = max(MIN_SUBJECTS_FOR_CALIBRATION, num_folds)
     for number, name in enumerate(cells.info.labels):
         count = len({unit_of_cell[cell] for cell, label in labels.items() if label == number})
         if count < needed:
-            fewer = f"give a --num_folds of {count}, or " if count >= MIN_SUBJECTS_FOR_CALIBRATION else ""
             raise DataError(
                 f"class {name}: {count} {unit}(s) have it; a protocol of {num_folds} folds needs {needed} or more: "
-                f"{fewer}gather cells of more {unit}s"
+                f"give fewer --num_folds, {MIN_SUBJECTS_FOR_CALIBRATION} at least, or gather cells of more {unit}s"
             )
 
 
 def finish(runs: list[ProtocolRun], make: Callable[[TrainingConfig], Path] = train) -> list[ProtocolRun]:
-    """Make every run that is not finished yet with `make`; an interrupted run is resumed where it stopped."""
+    """Make every run with `make`, which keeps a finished one; an interrupted run is resumed where it stopped."""
     for number, run in enumerate(runs, start=1):
-        if run.is_finished():
-            run.files.remove_checkpoints()  # it may have been killed after its metrics.json was there
-            note(f"[{number}/{len(runs)}] {run.name}: finished earlier, kept")
-            continue
         note(f"[{number}/{len(runs)}] {run.name}")
-        resume = RESUME_LATEST if run.files.checkpoint_folders() else None
+        resume: Any = "latest" if run.files.checkpoint_folders() else None
         try:
             make(replace(run.config, run=replace(run.config.run, resume_from_checkpoint=resume)))
         except Interrupted:
@@ -205,32 +170,28 @@ def compose_release(runs: list[ProtocolRun], directory: Path) -> Path:
     check_release_folder(directory)
     # Metrics belong together only when all runs saw the same data and started from the same weights.
     measured = {run.name: read_metrics(run.folder) for run in runs}
-    same = (("data fingerprint", "data", "fingerprint"), ("start weights", "training", "start_weights_sha256"))
-    for words, block, key in same:
-        digests = {name: its_metrics[block][key] for name, its_metrics in measured.items()}
-        if len(set(digests.values())) > 1:
-            raise ReleaseError(f"{runs[0].folder.parent}: runs differ in their {words} ({digests}); redo them")
+    made_of = {(metrics.data.fingerprint, metrics.training.start_weights_sha256) for metrics in measured.values()}
+    if len(made_of) > 1:
+        raise ReleaseError(f"{runs[0].folder.parent}: runs differ in their data or start weights; redo them")
     final = next(run for run in runs if run.name == FINAL)
     metrics = measured[FINAL]
-    metrics["training"]["command"] = final.config.command()
+    metrics.training.command = final.config.command()
     # It changes no weight, so that finished runs are kept where it is named afterwards.
-    metrics["positive_label"] = final.config.data.positive_label or metrics["positive_label"]
-    metrics["training"]["protocol_seconds"] = sum(
-        its_metrics["training"]["seconds"] for its_metrics in measured.values()
-    )
+    metrics.positive_label = final.config.data.positive_label or metrics.positive_label
+    metrics.training.protocol_seconds = sum(run_metrics.training.seconds for run_metrics in measured.values())
     with edit_release(final.files.release, directory) as folder:
         predictions = folder / PREDICTIONS_FOLDER
         predictions.mkdir()
         folds = [run for run in runs if run.estimates == OUT_OF_FOLD]
-        metrics["evaluations"] = [_cross_validation(folds, [measured[run.name] for run in folds], predictions)]
+        metrics.evaluations = [_cross_validation(folds, [measured[run.name] for run in folds], predictions)]
         for run in runs:
             if run.estimates in (OFFICIAL_FOLDS, RANDOM_SPLIT):
                 name = run.name.replace("-", "_")
                 own = measured[run.name]
                 shutil.copy(run.files.predictions, predictions / f"{name}.parquet")
-                estimates = run.estimates.replace("subject", metrics["data"]["unit"])
-                block = own["evaluations"][0] | {"name": name, "estimates": estimates}
-                metrics["evaluations"].append(block | {"training_seconds": own["training"]["seconds"]})
+                estimates = run.estimates.format(unit=metrics.data.unit)
+                named = {"name": name, "estimates": estimates, "training_seconds": own.training.seconds}
+                metrics.evaluations.append(own.evaluations[0].model_copy(update=named))
         write_metrics(folder, metrics)
     return directory
 
@@ -242,7 +203,7 @@ def add_robustness(runs: Sequence[ProtocolRun], directory: Path, cells: FramedCe
     folds = [run.folder for run in runs if run.estimates == OUT_OF_FOLD]
     tested = [(folder / "release", CellPredictions.load(folder / "predictions.parquet")) for folder in folds]
     block = robustness_of_folds(directory, tested, cells, at_most=at_most)
-    write_metrics(directory, {**read_metrics(directory), ROBUSTNESS_BLOCK: block})
+    write_metrics(directory, read_metrics(directory).changed(robustness=block))
 
 
 def check_release_folder(output: Path) -> None:
@@ -256,23 +217,21 @@ def check_release_folder(output: Path) -> None:
         raise ConfigError(f"--output {output}: exists, is not a release and would be replaced; name another folder")
 
 
-def _cross_validation(
-    folds: list[ProtocolRun], measured: Sequence[dict[str, Any]], predictions: Path
-) -> dict[str, Any]:
+def _cross_validation(folds: list[ProtocolRun], measured: Sequence[Metrics], predictions: Path) -> Evaluation:
     """The block of metrics.json for all folds together; `measured` holds the block of each fold."""
     out_of_fold = pooled_predictions(folds)
-    blocks = [metrics["evaluations"][0] for metrics in measured]
-    seconds = [metrics["training"]["seconds"] for metrics in measured]
-    unit = blocks[0]["split"]["disjoint_by"]
+    blocks = [metrics.evaluations[0] for metrics in measured]
+    seconds = [metrics.training.seconds for metrics in measured]
+    unit = blocks[0].split.disjoint_by
     out_of_fold.save(predictions / f"{unit}_cv.parquet")
-    return {
+    block = {
         "name": f"{unit}_cv",
         "estimates": OUT_OF_FOLD,
         "split": {
             "strategy": f"{unit}-cv",
             "detail": f"{len(folds)}-fold cross-validation by {unit}, pooled out-of-fold predictions",
             "disjoint_by": unit,
-            "seed": blocks[0]["split"]["seed"],
+            "seed": blocks[0].split.seed,
         },
         "thresholds_fitted_on": None,
         "metrics": measure(out_of_fold),
@@ -280,12 +239,13 @@ def _cross_validation(
         "folds": [
             {
                 "fold": number,
-                "cells": own["metrics"]["cells"],
-                "subjects": sorted(own["metrics"]["subjects"]),
-                "split_fingerprint": own["split"]["fingerprint"],
-                **headline(own["metrics"]),
+                "cells": own.metrics.cells,
+                "subjects": sorted(own.metrics.subjects),
+                "split_fingerprint": own.split.fingerprint,
+                **headline(own.metrics.content()),
                 "training_seconds": seconds[number],
             }
             for number, own in enumerate(blocks)
         ],
     }
+    return Evaluation.model_validate(block)

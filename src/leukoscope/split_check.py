@@ -1,32 +1,45 @@
 """Check anybody's split: are people, or copies of one image, on both sides of it?
 
-`read_split_lists` reads the names. `check_split` says which subjects and copies are on several sides, what is missing,
-what a metric on such a test set is worth, and gives the words for a review. It opens no image; `leukoscope audit DIR
---split_file` also compares the pictures.
+`read_split` reads the names on each side. `check_split` says which subjects and copies are on several sides, what is
+missing, what a metric on such a test set is worth, and gives the words for a review. It opens no image; `leukoscope
+audit DIR --split_file` also compares the pictures.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from leukoscope import RESEARCH_NOTICE, DataError, __version__
+from leukoscope.data.cells import LoadedCells
 from leukoscope.data.folder import subject_rule
-from leukoscope.data.layouts import ImageFolder
-from leukoscope.data.registry import DATASETS, DatasetInfo, dataset_info
-from leukoscope.data.split_lists import NamedSplit, SplitLists, read_split_lists
+from leukoscope.data.layouts import ImageFolder, cell_id_of, is_junk
+from leukoscope.data.names import SPLIT_SIDES, check_subject_ids, side_named
+from leukoscope.data.reading import Reading
+from leukoscope.data.registry import DatasetInfo, dataset_info
+from leukoscope.data.splits import Split
+from leukoscope.data.table import TABLE_SUFFIXES, CellTable, cell_table, read_frame
 
 MAX_EXAMPLES = 10
 """Names given of each finding in the report."""
 MIN_TEST_SUBJECTS = 3
 """Of each class; a test set with fewer measures these people rather than the class."""
+_LIST_SUFFIXES = (".txt", ".lst")
+_FORMS = (
+    "a table with a column of file names and a column split (train, validation, test) or fold (numbers), or a folder "
+    "with a table or list of names for each side (train.csv, test.txt) or a folder of images for each (train/, test/)"
+)
+_FOLD = re.compile(r"^(?:fold[ _-]?)?(\d+)(?:\.0)?$", re.IGNORECASE)
+_COLUMNS = ["split", "side", "file", "label", "subject"]
 _TREE = Path("/split")  # where the names are pretended to lie, so that a data set's finder can read them
 
 # How libraries and people name the copies that they make of an image: Keras (aug_0_123), Roboflow (_bmp.rf.<hash>),
@@ -42,21 +55,96 @@ _ROBOFLOW = re.compile(r"_(?:bmp|jpe?g|png|tiff?)\.rf\.[0-9a-f]{8,}$", re.IGNORE
 _AUGMENTOR = re.compile(r"^.*_original_(?P<name>.+)\.(?:bmp|jpe?g|png|tiff?)_[0-9a-f-]{36}$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class ImageName:
-    """The facts that the name of an image gives; "" for an unknown one.
+# Reading a split
 
-    Attributes:
-        original: name of the image that it is, or is a copy of; equal for all copies of one image.
-        subject: as the data set counts it, its aliases joined.
-        published_subject: as the name has it.
+
+def read_split(path: str | Path, reading: Reading) -> pd.DataFrame:
+    """Read a split from a table with a column of sides or folds, or from a folder with one entry for each side.
+
+    Each fold of a cross-validation is tested once. A table that names no files may name subjects instead.
+
+    Returns:
+        One row for each image of each split: `split` (name of the fold, or ""), `side` of `SPLIT_SIDES`, `file`, and
+        `label` and `subject` where a table says them, else "".
+
+    Raises:
+        DataError: no such file, none of these forms, a name that is not on any side, or tables as of `cell_table`.
     """
+    path = Path(path)
+    if path.is_dir():
+        entries = [entry for entry in sorted(path.iterdir()) if side_named(entry.stem) and not is_junk(entry.name)]
+        frame = pd.concat([pd.DataFrame(columns=_COLUMNS), *(_side(entry, reading) for entry in entries)])
+        if frame.empty:
+            raise DataError(f"--split_file {path}: holds no list or folder called train, validation or test")
+        return frame.reset_index(drop=True)
+    if not path.is_file():
+        raise DataError(f"--split_file {path}: no such file or folder; give {_FORMS}")
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise DataError(f"--split_file {path}: unknown form; give {_FORMS}")
+    table = _table(path, reading)
+    rows = pd.DataFrame(table.rows).assign(split="")
+    if table.names("side"):
+        return rows[_COLUMNS]
+    if "fold" not in table.columns:
+        raise DataError(
+            f"{table.name}: has no column that says the side; name it with --split_column, or give {_FORMS}"
+        )
+    numbers = rows["fold"].str.extract(_FOLD, expand=False)
+    for row in rows[numbers.isna()].itertuples():
+        raise DataError(f"{table.name}: row {row.number} holds {row.fold!r}, which is no number of a fold")
+    splits = []
+    for fold in sorted(numbers.unique(), key=int):
+        splits.append(rows.assign(split=f"fold {fold}", side=np.where(numbers == fold, "test", "train")))
+    return pd.concat(splits, ignore_index=True)[_COLUMNS]
 
-    original: str
-    is_copy: bool
-    label: str = ""
-    subject: str = ""
-    published_subject: str = ""
+
+def _table(path: Path, reading: Reading) -> CellTable:
+    return cell_table(f"--split_file {path}", read_frame(path), reading, ("file", "cell_id", "subject"))
+
+
+def _side(path: Path, reading: Reading) -> pd.DataFrame:
+    """The names on a side: of a list, a table or a folder of images that is called like the side."""
+    side = side_named(path.stem)
+    suffix = path.suffix.lower()
+    names = []
+    if path.is_dir():
+        names = [image.relative_to(path).as_posix() for image in ImageFolder.read(path).images]
+    elif suffix in TABLE_SUFFIXES:
+        return pd.DataFrame(_table(path, reading).rows).assign(split="", side=side)[_COLUMNS]
+    elif suffix in _LIST_SUFFIXES:
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+    return pd.DataFrame({"file": names}, dtype=str).assign(split="", side=side, label="", subject="")[_COLUMNS]
+
+
+def split_of_cells(rows: pd.DataFrame, data: LoadedCells) -> Split:
+    """The cells of a data set that the rows of one split name; `notes` says how many rows name none.
+
+    A name is that of a cell where both agree with folders and without suffix, or else without folders, if one cell
+    alone is called so.
+
+    Raises:
+        DataError: no row names a cell.
+    """
+    ids = pd.Series(data.rows["cell_id"][:])
+    ids.index = ids.map(lambda cell: PurePosixPath(cell).name)
+    unique = ids[~ids.index.duplicated(keep=False)]
+    paths = rows["file"].map(cell_id_of)
+    cells = paths.where(paths.isin(ids), paths.map(lambda path: unique.get(PurePosixPath(path).name, "")))
+    missing = rows["file"][cells == ""]
+    if len(missing) == len(rows):
+        raise DataError(
+            f"--split_file: none of its images is in this folder, for example {missing.iloc[0]}; give the folder of "
+            "the images that it splits"
+        )
+    notes: tuple[str, ...] = ()
+    if len(missing):
+        notes = (f"{len(missing):,} names of the split have no image there, for example {missing.iloc[0]}",)
+    sides = {side: tuple(cells[(rows["side"] == side) & (cells != "")].unique()) for side in SPLIT_SIDES}
+    return Split("given", "cell", 0, data.fingerprint, **sides, detail=rows["split"].iloc[0], notes=notes)
+
+
+# What names tell
 
 
 @dataclass(frozen=True)
@@ -69,20 +157,13 @@ class Finding:
     sentence: str
 
 
-def check_split(
-    split_file: str | Path | SplitLists,
-    dataset_name: str = "",
-    *,
-    files: Sequence[str] = (),
-    subject_pattern: str | None = None,
-) -> dict[str, Any]:
+def check_split(split_file: str | Path, dataset_name: str = "", **flags: Any) -> dict[str, Any]:
     """Check a published split by its image names.
 
     Args:
-        split_file: table, lists, folder or row numbers, as `read_split_lists` reads them, or what it has read.
-        dataset_name: an entry of `DATASETS`, whose names tell subject and class; "" takes the entry that knows most.
-        files: the sorted names that row numbers count from.
-        subject_pattern: a regular expression with the group `subject`, for names of no known data set.
+        split_file: a table or folder, as `read_split` reads it.
+        dataset_name: an entry of `DATASETS`, whose names tell subject and class.
+        flags: of `Reading`, such as `subject_pattern` for names of no known data set.
 
     Returns:
         Ready for JSON: `data`, `sides` (of each split: images, subjects and classes), `findings` (each with `kind`,
@@ -90,104 +171,68 @@ def check_split(
         (one paragraph for a review).
 
     Raises:
-        DataError: a file that is no split, an unknown data set, or names of which nothing is known.
+        DataError: a file that is no split, an unknown data set, nothing that names subjects, or one person's id in two
+            spellings.
     """
-    lists = split_file if isinstance(split_file, SplitLists) else read_split_lists(split_file, files)
-    if not any(lists.splits):
-        raise DataError(f"--split_file {lists.source}: names no image; give a split that lists images")
-    info = dataset_info(dataset_name) if dataset_name else _likely_dataset(lists.names, subject_pattern)
-    images = _read_names(lists, info, subject_pattern)
+    reading = Reading(**flags)
+    rows = read_split(split_file, reading)
+    names_subjects = bool(rows["subject"].any())
+    info = dataset_info(dataset_name) if dataset_name else None
+    rows = _with_facts(rows, info, reading)
+    if info is None and not rows["subject"].any():
+        raise DataError(
+            f"--split_file {split_file}: nothing says of whom its images are, such as {rows['file'].iloc[0]}; give the "
+            "--dataset_name whose names it has, --subject_pattern, --subject_folders or a column of subjects"
+        )
+    named = rows[rows["subject"] != ""]
+    check_subject_ids(dict(zip(named["subject"], named["file"], strict=True)), f"--split_file {split_file}")
+    splits = [split for _, split in rows.groupby("split", sort=False)]
     findings = [
-        *_crossing_subjects(lists.splits, images),
-        *_copies_across(lists.splits, images),
-        *_more_than_published(info, images),
-        *_incomplete_sides(lists.splits, images),
+        *_worst([_shared_subjects(split, "test", "subjects", "tested") for split in splits]),
+        *_worst([_shared_subjects(split, "validation", "subjects_validation", "validated") for split in splits]),
+        *_worst([_copies(split) for split in splits]),
+        *(finding for split in splits for finding in _incomplete_sides(split)),
+        *_few_test_subjects(rows),
     ]
-    has_subjects = any(image.subject for image in images.values())
+    images = rows.drop_duplicates("file")
+    has_subjects = bool(images["subject"].any())
     worth = _worth(findings, has_subjects)
+    checked = f"{Path(split_file).name} ({len(images):,} images)"
     return {
         "notice": RESEARCH_NOTICE,
         "leukoscope": __version__,
-        "split_file": lists.source,
+        "split_file": str(split_file),
         "data": {"name": info.name, "title": info.title} if info else None,
         "images": len(images),
-        "without_subject": sum(not image.subject for image in images.values()),
-        "sides": [_described(split, images) for split in lists.splits],
+        "without_subject": int((images["subject"] == "").sum()),
+        "sides": [_described(split) for split in splits],
         "findings": [asdict(finding) for finding in findings],
         "worth": worth,
-        "review": _review(lists, info, images, findings, worth),
+        "review": _review(checked, len(splits), info, names_subjects, findings, worth),
     }
 
 
-def with_pictures(report: Mapping[str, Any], audit: Mapping[str, Any], unmatched: Sequence[str]) -> dict[str, Any]:
-    """A report of `check_split` with what comparing the pictures of the same cells added.
+def _with_facts(rows: pd.DataFrame, info: DatasetInfo | None, reading: Reading) -> pd.DataFrame:
+    """What each name tells; a table's own subjects and classes come first.
 
-    Args:
-        audit: from `audit_cells`, of the split's sides.
-        unmatched: names of the split that are no cell of the data.
+    `original` is the image that it shows, equal for all copies of one image; `published` is the subject as the name has
+    it, `subject` as the data set counts it, its aliases joined.
     """
-    findings = list(report["findings"])
-    across = [pair["cells"] for pair in audit["duplicates"]["pairs"] if pair["across"]["split_sides"]]
-    if across:
-        sentence = (
-            f"{len(across):,} pairs of images on two sides show one picture, identical or nearly so, for example "
-            f"{' and '.join(across[0])}."
-        )
-        examples = tuple(" = ".join(cells) for cells in across[:MAX_EXAMPLES])
-        findings.append(asdict(Finding("pictures", len(across), examples, sentence)))
-    pictures = {
-        "compared": audit["data"]["cells"],
-        "names_without_picture": len(unmatched),
-        "examples_without_picture": list(unmatched[:MAX_EXAMPLES]),
-        "pairs_across_sides": len(across),
-    }
-    review = report["review"]
-    if across:
-        review += f" Comparing the pictures, we also found that {sentence}"
-    return {**report, "findings": findings, "pictures": pictures, "review": review}
-
-
-# Names
-
-
-def _likely_dataset(names: Sequence[str], subject_pattern: str | None) -> DatasetInfo | None:
-    """The known data set whose finder recognises most of the names, at least half; None for none."""
-    if subject_pattern:
-        return None
-    sample = names[:: max(1, len(names) // 200)]
-    recognised = {}
-    for info in DATASETS.values():
-        if info.find_cells and info.name != "imagefolder":
-            recognised[info.name] = sum(bool(cell_named(info, name)) for name in sample)
-    best = max(recognised, key=lambda name: recognised[name])
-    if recognised[best] >= len(sample) / 2:
-        return DATASETS[best]
-    return None
-
-
-def _read_names(lists: SplitLists, info: DatasetInfo | None, subject_pattern: str | None) -> dict[str, ImageName]:
-    """Each name of a split and what it tells; the table's own subjects and classes come first."""
-    subject_of = None
-    if subject_pattern:
-        subject_of = subject_rule(subject_pattern)
-    images = {}
-    for name in lists.names:
-        original, is_copy = original_of(name)
-        label = lists.labels.get(name, "")
-        subject = lists.subjects.get(name, "")
-        if subject_of and not subject:
-            subject = subject_of(name)
-        cell = None
-        if info:
-            cell = cell_named(info, name)
-        if cell:
-            label = label or cell[0]
-            subject = subject or cell[1]
-        joined = subject
-        if info:
-            joined = info.canonical_subject(subject)
-        images[name] = ImageName(original, is_copy, label, joined, subject)
-    return images
+    originals = [original_of(file) for file in rows["file"]]
+    cells = [(info and cell_named(info, file)) or ("", "") for file in rows["file"]]
+    names = pd.DataFrame(cells, columns=["label", "subject"], index=rows.index)
+    is_named = rows["subject"] != ""
+    rule = subject_rule(reading)
+    if rule:
+        names["subject"] = rows["file"][~is_named].map(rule)
+    published = rows["subject"].where(is_named, names["subject"])
+    return rows[["split", "side", "file"]].assign(
+        original=[original for original, _ in originals],
+        is_copy=[is_copy for _, is_copy in originals],
+        label=rows["label"].where(rows["label"] != "", names["label"]),
+        published=published,
+        subject=published.map(info.canonical_subject) if info else published,
+    )
 
 
 @cache
@@ -225,142 +270,80 @@ def cell_named(info: DatasetInfo, name: str) -> tuple[str, str] | None:
 # Findings
 
 
-def _crossing_subjects(splits: Sequence[NamedSplit], images: Mapping[str, ImageName]) -> Iterable[Finding]:
-    """Subjects tested, or validated, whose other images are trained on."""
-    for tested, trained, kind, purpose in (
-        ("test", ("train", "validation"), "subjects", "tested"),
-        ("validation", ("train",), "subjects_validation", "used for validation"),
-    ):
-        worst: Finding | None = None
-        divided = 0
-        for split in splits:
-            finding = _shared_subjects(split, images, tested, trained, kind, purpose)
-            if finding:
-                divided += 1
-                if worst is None or finding.count > worst.count:
-                    worst = finding
-        if worst:
-            repeated = ""
-            if len(splits) > 1:
-                repeated = f" In {divided} of {len(splits)} splits; this is the worst."
-            yield Finding(worst.kind, worst.count, worst.examples, worst.sentence + repeated)
+def _worst(findings: Sequence[Finding | None]) -> Iterator[Finding]:
+    """The largest of the findings on each split, with the number of splits that have one."""
+    some = [finding for finding in findings if finding]
+    if some:
+        worst = max(some, key=lambda finding: finding.count)
+        if len(findings) > 1:
+            repeated = f" In {len(some)} of {len(findings)} splits; this is the worst."
+            worst = replace(worst, sentence=worst.sentence + repeated)
+        yield worst
 
 
-def _shared_subjects(
-    split: NamedSplit, images: Mapping[str, ImageName], tested: str, trained: Sequence[str], kind: str, purpose: str
-) -> Finding | None:
-    published: defaultdict[str, set[str]] = defaultdict(set)
-    for side in trained:
-        for name in split.sides.get(side, ()):
-            published[images[name].subject].add(images[name].published_subject)
-    of_subject: defaultdict[str, list[str]] = defaultdict(list)
-    for name in split.sides.get(tested, ()):
-        if images[name].subject:
-            of_subject[images[name].subject].append(name)
-    shared = sorted(subject for subject in of_subject if subject in published)
-    if not shared:
+def _shared_subjects(split: pd.DataFrame, side: str, kind: str, purpose: str) -> Finding | None:
+    """Subjects of a side whose other images are on one before it: trained on or, if tested, used for validation."""
+    is_tested = split["side"] == side
+    tested = split[is_tested & (split["subject"] != "")]
+    trained = split[split["side"].isin(SPLIT_SIDES[: SPLIT_SIDES.index(side)])]
+    shared = tested[tested["subject"].isin(trained["subject"])]
+    if shared.empty:
         return None
-    examples = []
-    for subject in shared:
-        tested_ids = {images[name].published_subject for name in of_subject[subject]}
-        if tested_ids & published[subject]:
-            examples.append(subject)
-        else:  # only the data set's list of aliases shows it
-            examples.append(f"{min(tested_ids)} (the same person as {min(published[subject])})")
-    affected = sum(len(of_subject[subject]) for subject in shared)
-    share = affected / len(split.sides[tested])
-    also = "has" if len(shared) == 1 else "have"
+    # Several ids only where the data set's list of aliases joins them.
+    ids = pd.concat([shared, trained]).groupby("subject")["published"].agg(lambda names: " = ".join(sorted(set(names))))
+    examples = ids[sorted(set(shared["subject"]))].tolist()
+    images_tested = int(is_tested.sum())
+    also = "has" if len(examples) == 1 else "have"
     sentence = (
-        f"{len(shared):,} of {len(of_subject):,} subjects {purpose} {also} other images in training, for example "
-        f"{', '.join(examples[:3])}: {affected:,} of {len(split.sides[tested]):,} images ({share:.0%})."
+        f"{len(examples):,} of {tested['subject'].nunique():,} subjects {purpose} {also} other images in training, for "
+        f"example {', '.join(examples[:3])}: {len(shared):,} of {images_tested:,} images "
+        f"({len(shared) / images_tested:.0%})."
     )
-    return Finding(kind, len(shared), tuple(examples[:MAX_EXAMPLES]), sentence)
+    return Finding(kind, len(examples), tuple(examples[:MAX_EXAMPLES]), sentence)
 
 
-def _copies_across(splits: Sequence[NamedSplit], images: Mapping[str, ImageName]) -> Iterable[Finding]:
+def _copies(split: pd.DataFrame) -> Finding | None:
     """Tested images of which a copy, by its name, is trained on."""
-    worst: list[tuple[str, str]] = []
-    tested = 0
-    for split in splits:
-        trained: defaultdict[str, list[str]] = defaultdict(list)
-        for side in ("train", "validation"):
-            for name in split.sides.get(side, ()):
-                trained[images[name].original].append(name)
-        pairs = []
-        for name in split.sides.get("test", ()):
-            twins = [twin for twin in trained[images[name].original] if _is_copy_pair(name, twin, images)]
-            if twins:
-                pairs.append((name, twins[0]))
-        if len(pairs) > len(worst):
-            worst = pairs
-            tested = len(split.sides["test"])
-    if worst:
-        name, twin = worst[0]
-        same = "the same name" if name == twin else twin
-        sentence = (
-            f"{len(worst):,} of {tested:,} tested images ({len(worst) / tested:.0%}) are, by their names, copies of "
-            f"training images, for example {name} and {same}."
-        )
-        yield Finding("copies", len(worst), tuple(name for name, _ in worst[:MAX_EXAMPLES]), sentence)
+    tested = split[split["side"] == "test"]
+    # Cells of one name in the folders of two classes are two cells.
+    pairs = tested.merge(split[split["side"] != "test"], on=["original", "label"], suffixes=("", "_twin"))
+    # A list of subjects names no image.
+    is_same = (pairs["file"] == pairs["file_twin"]) & (pairs["file"] != pairs["subject"])
+    pairs = pairs[is_same | pairs["is_copy"] | pairs["is_copy_twin"]].drop_duplicates("file")
+    if pairs.empty:
+        return None
+    first = pairs.iloc[0]
+    sentence = (
+        f"{len(pairs):,} of {len(tested):,} tested images ({len(pairs) / len(tested):.0%}) are, by their names, copies "
+        f"of training images, for example {first.file} and {first.file_twin}."
+    )
+    return Finding("copies", len(pairs), tuple(pairs["file"][:MAX_EXAMPLES]), sentence)
 
 
-def _is_copy_pair(name: str, twin: str, images: Mapping[str, ImageName]) -> bool:
-    """Whether two names that show one original are the same, or one is a copy; not where their classes differ."""
-    if name == twin:
-        return images[name].subject != name  # a list of subjects names no image
-    labels = {images[name].label, images[twin].label} - {""}
-    return len(labels) < 2 and (images[name].is_copy or images[twin].is_copy)
-
-
-def _more_than_published(info: DatasetInfo | None, images: Mapping[str, ImageName]) -> Iterable[Finding]:
-    """Classes of which the split names more images than the data set has: copies must be among them."""
-    if info is None or not info.official_counts:
-        return
-    published = Counter[str]()
-    for counts in info.official_counts.values():
-        published.update(counts)
-    named = Counter(image.label for image in images.values() if image.label)
-    for label, count in sorted(named.items()):
-        if label in published and count > published[label]:
-            sentence = (
-                f"{count:,} images of {label} are named, but {info.title} has {published[label]:,}: at least "
-                f"{count - published[label]:,} are copies."
-            )
-            yield Finding("more_than_published", count - published[label], (label,), sentence)
-
-
-def _incomplete_sides(splits: Sequence[NamedSplit], images: Mapping[str, ImageName]) -> Iterable[Finding]:
-    """A side, a class of a side, or the subjects of a tested class that are missing."""
-    for split in splits:
-        where = ""
-        if split.name:
-            where = f"{split.name}: "
-        for side in ("train", "test"):
-            if side not in split.sides:
-                yield Finding("side_missing", 1, (side,), f"{where}no image is on the {side} side.")
-        labels = {}
-        for side, names in split.sides.items():
-            labels[side] = {images[name].label for name in names} - {""}
-        for side, present in labels.items():
-            for label in sorted(set().union(*labels.values()) - present):
+def _incomplete_sides(split: pd.DataFrame) -> Iterator[Finding]:
+    """A side, or a class of a side, that is missing."""
+    where = "".join(f"{name}: " for name in split["split"].iloc[:1] if name)
+    classes_of = {side: set(split["label"][split["side"] == side]) for side in SPLIT_SIDES}
+    for side in ("train", "test"):
+        if not classes_of[side]:
+            yield Finding("side_missing", 1, (side,), f"{where}no image is on the {side} side.")
+    for side, classes in classes_of.items():
+        for label in sorted(set(split["label"]) - classes - {""}):
+            if classes:
                 yield Finding("class_missing", 1, (label,), f"{where}the {side} side has no image of {label}.")
-    yield from _few_test_subjects(splits, images)
 
 
-def _few_test_subjects(splits: Sequence[NamedSplit], images: Mapping[str, ImageName]) -> Iterable[Finding]:
+def _few_test_subjects(rows: pd.DataFrame) -> Iterator[Finding]:
     """Classes tested on few subjects; the folds of a cross-validation are counted together, as they are measured."""
-    subjects_of: defaultdict[str, set[str]] = defaultdict(set)
-    for split in splits:
-        for name in split.sides.get("test", ()):
-            if images[name].label and images[name].subject:
-                subjects_of[images[name].label].add(images[name].subject)
-    for label, subjects in sorted(subjects_of.items()):
+    tested = rows[(rows["side"] == "test") & (rows["label"] != "") & (rows["subject"] != "")]
+    for label, subjects in tested.groupby("label")["subject"].unique().items():
         if len(subjects) < MIN_TEST_SUBJECTS:
+            names = tuple(sorted(subjects))
             sentence = (
-                f"the test side has {len(subjects)} subject(s) of {label}, {', '.join(sorted(subjects))}: metrics of "
-                "this class measure these people."
+                f"the test side has {len(names)} subject(s) of {label}, {', '.join(names)}: metrics of this class "
+                "measure these people."
             )
-            yield Finding("few_test_subjects", len(subjects), tuple(sorted(subjects)), sentence)
+            yield Finding("few_test_subjects", len(names), names, sentence)
 
 
 # What it is worth
@@ -392,40 +375,30 @@ def _worth(findings: Sequence[Finding], has_subjects: bool) -> str:
 
 
 def _review(
-    lists: SplitLists,
-    info: DatasetInfo | None,
-    images: Mapping[str, ImageName],
-    findings: Sequence[Finding],
-    worth: str,
+    checked: str, splits: int, info: DatasetInfo | None, names_subjects: bool, findings: Sequence[Finding], worth: str
 ) -> str:
     """One paragraph for a review; sober, and only of what the names show."""
     title = info.title if info else "the images"
-    splits = "split" if len(lists.splits) == 1 else f"{len(lists.splits)} splits"
-    known_by = "file names"
-    if lists.subjects:
-        known_by = "file names and the subjects that it names"
-    opening = (
-        f"We checked the {splits} of {title} in {PurePosixPath(lists.source).name} ({len(images):,} images) by "
-        f"{known_by}, with Leukoscope {__version__}."
-    )
+    what = "split" if splits == 1 else f"{splits} splits"
+    known_by = "file names and the subjects that it names" if names_subjects else "file names"
+    opening = f"We checked the {what} of {title} in {checked} by {known_by}, with Leukoscope {__version__}."
     if not findings:
         return f"{opening} We found no subject and no copy of an image on two sides. {worth}"
     advice = (
         "Please report the results with all images of a subject, and all copies of an image, on one side, and state "
         "the number of subjects on each."
     )
-    return " ".join([opening, *(_sentence_case(finding.sentence) for finding in findings[:5]), worth, advice])
+    sentences = [finding.sentence[0].upper() + finding.sentence[1:] for finding in findings[:5]]
+    return " ".join([opening, *sentences, worth, advice])
 
 
-def _sentence_case(sentence: str) -> str:
-    return sentence[0].upper() + sentence[1:]
-
-
-def _described(split: NamedSplit, images: Mapping[str, ImageName]) -> dict[str, Any]:
+def _described(split: pd.DataFrame) -> dict[str, Any]:
     """Images, subjects and classes on each side of one split."""
-    sides = {}
-    for side, names in split.sides.items():
-        subjects = {images[name].subject for name in names} - {""}
-        labels = Counter(images[name].label for name in names if images[name].label)
-        sides[side] = {"images": len(names), "subjects": len(subjects), "classes": dict(sorted(labels.items()))}
-    return {"name": split.name, **sides}
+    sides: dict[str, Any] = {"name": split["split"].iloc[0]}
+    for side in SPLIT_SIDES:
+        images = split[split["side"] == side]
+        if len(images):
+            counts = images["label"][images["label"] != ""].value_counts().sort_index()
+            subjects = images["subject"][images["subject"] != ""].nunique()
+            sides[side] = {"images": len(images), "subjects": subjects, "classes": counts.to_dict()}
+    return sides

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,8 @@ import pytest
 from served import APP, LAYOUT_SHIFT, served, watched
 
 ROOT = Path(__file__).parents[2]
-RELEASES = ("leukoscope-densenet169-cnmc", "leukoscope-densenet201-ball4")  # the first is what a visitor meets
+# The first is what a visitor meets; the maps of the second passed their checks; the third knows four classes.
+RELEASES = ("leukoscope-densenet169-cnmc", "leukoscope-efficientnet-b3-cnmc", "leukoscope-densenet201-ball4")
 
 
 @pytest.fixture(scope="session")
@@ -26,39 +26,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         release = shutil.copytree(ROOT / "model_card" / name, folder / "releases" / name)
         with (release / "README.md").open("a") as card:
             # Of a stranger's card, which `watched` finds if the page asks for it.
-            card.write(
-                '\n\n<img src="http://127.0.0.1:9/a.png">![b](<http://127.0.0.1:9/b.png>)\n\nThe card ends here.\n'
-            )
+            card.write('\n\n<img src="http://127.0.0.1:9/a.png">![b](<http://127.0.0.1:9/b.png>)\n\nThe card ends.\n')
     with served(folder, *APP, "--releases", folder / "releases") as (address, _):
-        yield address
-
-
-# Every model takes seconds for a picture of a visitor, and its examples as long as ever.
-_SLOW = """
-import sys, time
-sys.path.insert(0, {root!r})
-from leukoscope.inference.predictor import Predictor
-predict = Predictor.__call__
-def slowly(self, images, *given, **options):
-    images = list(images)
-    if any(image.width == 301 for image in images):
-        time.sleep({seconds})
-    return predict(self, images, *given, **options)
-Predictor.__call__ = slowly
-import app
-sys.argv = ["app.py", "--releases", {releases!r}]
-sys.exit(app.main())
-"""
-SLOW_SECONDS = 6
-
-
-@pytest.fixture(scope="session")
-def slow_server(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The demo whose models take `SLOW_SECONDS` for a picture 301 pixels wide."""
-    folder = tmp_path_factory.mktemp("slow")
-    shutil.copytree(ROOT / "model_card" / RELEASES[0], folder / "releases" / RELEASES[0])
-    code = _SLOW.format(root=str(ROOT), seconds=SLOW_SECONDS, releases=str(folder / "releases"))
-    with served(folder, sys.executable, "-c", code) as (address, _):
         yield address
 
 
@@ -66,7 +35,7 @@ def slow_server(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def chromium() -> Iterator[Any]:
     """Chromium without a window; the tests fail, rather than skip, where it is asked for and missing."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra test: pip install -e '.[test]'")
-    path = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         if os.environ.get("LEUKOSCOPE_BROWSER") == "required":
             pytest.fail("Chromium is missing: apt-get install chromium")
@@ -79,25 +48,33 @@ def chromium() -> Iterator[Any]:
 
 
 class Visit:
-    """One visitor's page, its first example answered."""
+    """One visitor's page."""
 
     def __init__(self, page: Any) -> None:
-        self.page, self.context = page, page.context
-        self.page.wait_for_function("!document.querySelector('.lk-working')")
-        # Its last event, after which nothing undoes what a test begins.
-        self.page.wait_for_function("new URLSearchParams(location.search).has('model')")
+        self.page = page
 
-    def act(self, name: str) -> None:
-        """Click what does this."""
-        self.page.locator(f'[data-act="{name}"]:visible').first.click()
+    def text(self, selector: str) -> str:
+        """What is read there."""
+        return str(self.page.locator(selector).first.inner_text())
 
-    def shows(self, caption: str) -> None:
-        """Wait until a picture of this caption is on the stage."""
-        self.page.locator("#picture .lk-caption", has_text=caption).wait_for()
+    def answered(self, verdict: str = "", model: str = "") -> str:
+        """Wait until the card holds an answer that is not checked any more, and return its verdict."""
+        card = self.page.locator("#cell-card .card:not(.waiting)", has_text=model)
+        card.locator("h2", has_text=verdict).wait_for()
+        return self.text("#cell-card h2")
 
-    def width(self) -> int:
-        """Of all that the page holds, in CSS pixels."""
-        return self.page.evaluate("document.documentElement.scrollWidth")
+    def open(self, tab: str) -> None:
+        """Press a tab."""
+        self.page.get_by_role("tab", name=tab).first.click()
+
+    def sees(self, words: str) -> None:
+        """Wait until words are visible."""
+        self.page.locator(f":visible:text({words!r})").first.wait_for()
+
+    @property
+    def is_no_wider_than_its_window(self) -> bool:
+        """Whether nothing is cut off or scrolled at the right."""
+        return bool(self.page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
 
 @pytest.fixture
@@ -105,9 +82,9 @@ def visits(chromium: Any, server: str) -> Iterator[Any]:
     """Opens visits, each `watched`."""
     with ExitStack() as opened:
 
-        def visit(**options: Any) -> Visit:
-            address = options.pop("address", server)
+        def visit(path: str = "", answered: str = "#cell-card h2", **options: Any) -> Visit:
             look = {"viewport": {"width": 1280, "height": 720}} | options
-            return Visit(opened.enter_context(watched(chromium, address, "#answer [data-model]", LAYOUT_SHIFT, **look)))
+            page = opened.enter_context(watched(chromium, server + path, answered, LAYOUT_SHIFT, **look))
+            return Visit(page)
 
         yield visit

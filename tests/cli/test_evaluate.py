@@ -129,7 +129,7 @@ def test_changed_pictures_are_measured_on_request(tiny_release: Path, cells: Fla
     block = json.loads((tmp_path / "evaluation.json").read_text())["robustness"]
     assert (block["cells"], block["subjects"], block["estimates"]) == (12, 4, "these weights")
     assert set(block["changes"]) == set(PICTURE_CHANGES)
-    assert "12 cells, every subject counting the same" in result.stdout
+    assert "12 of these cells, every subject counting the same" in result.stdout
     assert "robustness" not in json.loads(_evaluated(tiny_release, cells, tmp_path / "plain"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -61,13 +60,10 @@ def test_a_table_in_the_folder_names_the_subjects_as_for_patient(
     out = cells / "out.parquet"
     result = run(tiny_release, "--input", cells, "--output", out)
     assert result.exit_code == 0, result.output
-    assert "Subjects are named by people.csv." in result.stderr.splitlines()
+    assert f"Subjects are named by {cells / 'people.csv'}." in result.stderr.splitlines()
     assert pq.read_table(out)["subject"].to_pylist() == ["P0", "P1", "P0", "P1"]
     again = run(tiny_release, "--input", cells, "--output", tmp_path / "again.parquet")
     assert again.exit_code == 0, "a table of predictions names no files"
-    (cells / "people.csv").write_text("file,subject\n" + "\n".join(rows[1:]))
-    refused = run(tiny_release, "--input", cells, "--output", tmp_path / "third.parquet")
-    assert "people.csv: names no subject for 's0-0.png' (1 of 4 pictures)" in refused.stderr
 
 
 def test_transparent_pictures_are_counted_and_the_table_says_which(
@@ -79,22 +75,9 @@ def test_transparent_pictures_are_counted_and_the_table_says_which(
     transparent.putpixel((0, 0), (255, 0, 0, 0))
     transparent.save(cells / "s1-1.png")
     out = tmp_path / "out.parquet"
-    result = run(tiny_release, "--input", cells, "--output", out, "--json")
-    assert json.loads(result.stdout)["transparent"] == 1
+    result = run(tiny_release, "--input", cells, "--output", out)
     assert "1 of 4 pictures have transparent parts: these are read as black" in result.stderr.splitlines()
     assert pq.read_table(out)["reasons"].to_pylist() == ["", "", "filled_black", ""]
-
-
-def test_pictures_without_a_class_are_counted(cells: Path, tmp_path: Path) -> None:
-    (cells / "s1-bad.png").unlink()
-    Image.new("RGB", (450, 450), "white").save(cells / "s1-blank.png")
-    out = tmp_path / "out.parquet"
-    result = run(RELEASE, "--input", cells, "--output", out)
-    assert result.exit_code == 0, result.output
-    outcomes = pq.read_table(out)["outcome"].to_pylist()
-    assert outcomes[-1] == "out of distribution"
-    refused = sum(outcome in ("out of distribution", "not a cell") for outcome in outcomes)
-    assert result.stdout.startswith(f"5 cells scored, {refused} out of distribution or no cell")
 
 
 def test_reading_framing_and_joining_need_no_torch() -> None:

@@ -109,19 +109,17 @@ def test_the_names_say_family_and_strength() -> None:
 def test_most_telling_changes_are_the_borderline_ones_then_the_worst_of_each_other_family() -> None:
     shares = dict.fromkeys(PICTURE_CHANGES, 0.0)
     shares |= {"jpeg_compression_30": 0.3, "jpeg_compression_50": 0.2, "hue_down_4": 0.25, "size_up_10": 0.9}
-    block = {"changes": {name: {"class_changed": share} for name, share in shares.items()}}
-    names = [change.name for change in most_telling(block)]
+    names = [change.name for change in most_telling(shares)]
     assert names[:4] == ["brightness_up_5", "brightness_down_5", "size_up_5", "size_down_5"]
     assert names[4:6] == ["jpeg_compression_30", "hue_down_4"]
-    families = [change.family for change in most_telling(block)][4:]
+    families = [change.family for change in most_telling(shares)][4:]
     assert len(set(families)) == len(families) == 4
     assert not {"size", "brightness"} & set(families)
 
 
 def test_most_telling_changes_without_a_measurement_and_with_names_of_another_version() -> None:
-    assert len(most_telling(None)) == 8
-    block = {"changes": {"fog_3": {"class_changed": 0.9}, "hue_up_4": {"class_changed": 0.1}}}
-    assert [change.name for change in most_telling(block)][4:] == ["hue_up_4"]
+    assert len(most_telling({})) == 8
+    assert [change.name for change in most_telling({"fog_3": 0.9, "hue_up_4": 0.1})][4:] == ["hue_up_4"]
 
 
 def test_changes_drawn_for_training_are_of_every_family_and_within_its_range(cell: Image.Image) -> None:

@@ -14,6 +14,8 @@ from leukoscope import LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.folder import recognise
 from leukoscope.data.loading import load_cells
+from leukoscope.data.reading import Reading
+from leukoscope.inference.scoring import open_source
 
 
 def _described(data: LoadedCells) -> list[tuple[str, str, str, str]]:
@@ -84,7 +86,8 @@ def test_metadata_names_the_classes_and_the_splits_are_kept(tmp_path: Path, layo
     if column == "diagnosis":
         assert _refusal(root) == (
             f"{root / 'test' / 'metadata.csv'}: has no column called label, but diagnosis; name that of the classes "
-            "with --label_column_name diagnosis, or move the file away where folders name the classes"
+            "with --label_column_name diagnosis (one class in each row), or give --label_column_name none where "
+            "folders name the classes"
         )
         said = "has no column 'stage' (--label_column_name), only file_name"
         assert said in _refusal(root, label_column_name="stage")
@@ -96,109 +99,116 @@ def test_metadata_may_name_the_subjects_of_class_folders(tmp_path: Path) -> None
     found = _described(load_cells("imagefolder", root))
     assert found == [("ALL/0", "ALL", "P1", ""), ("HEM/1", "HEM", "P2", ""), ("HEM/2", "HEM", "P2", "")]
     (root / "metadata.csv").write_text("patient_id,bag_label\nAEC,control\n")
-    assert {subject for _, _, subject, _ in _described(load_cells("imagefolder", root))} == {""}, "no table of pictures"
-
-
-def test_one_table_without_subjects_beside_one_with_them_is_refused(tmp_path: Path) -> None:
-    root = place(tmp_path, "train/0.png", "train/1.png", "test/0.png", "test/1.png")
-    (root / "train/metadata.csv").write_text("file_name,label,subject\n0.png,ALL,P1\n1.png,HEM,P2\n")
-    (root / "test/metadata.csv").write_text(_csv())
-    test, train = (root / side / "metadata.csv" for side in ("test", "train"))
-    assert _refusal(root) == f"{test}: names no subject, {train} does; fill it in"
-
-
-def test_a_picture_that_two_tables_name_is_refused(tmp_path: Path) -> None:
-    """The later one would decide its class without a word."""
-    root = place(tmp_path, "train/0.png", "train/1.png")
-    (root / "metadata.csv").write_text("file_name,label\ntrain/0.png,ALL\ntrain/1.png,HEM\n")
-    (root / "train/metadata.csv").write_text("file_name,label\n0.png,HEM\n1.png,HEM\n")
-    inner, outer = root / "train/metadata.csv", root / "metadata.csv"
-    assert _refusal(root) in (
-        f"{inner}: row 2: '0.png' has a row in {outer}, too; keep one of the two",
-        f"{outer}: row 2: 'train/0.png' has a row in {inner}, too; keep one of the two",
+    assert "metadata.csv: has no column of image paths, such as file, only patient_id, bag_label; name" in _refusal(
+        root
     )
 
 
-# Folders that are no classes
+# What is refused
+
+SIDES = ("train", "test")
+IN_BOTH = [f"{label}/P{number:02d}/{cell}.png" for label in ("ALL", "HEM") for number in range(3) for cell in range(2)]
+SLIDES = [f"slide{slide}/P{number:02d}_{cell}.png" for number in range(4) for slide in "AB" for cell in range(2)]
+PATTERN = "(?P<subject>[^/]+)/[^/]+/[^/]+$"
 
 
-@pytest.mark.parametrize(
-    "names", [("train", "test"), ("Train_data", "validation", "Test set")], ids=["plain", "with suffixes"]
-)
-def test_names_of_splits_are_never_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
-    root = place(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(2)))
-    said = _refusal(root)
-    assert said.startswith(
-        f"--train_dir {root}: its folders {', '.join(sorted(names))} are splits, not classes, and no"
+def _pictures(*folders: str) -> list[str]:
+    return [f"{folder}/{number}.png" for folder in folders for number in range(2)]
+
+
+def _labels(*labels: str, header: str = "file,label") -> str:
+    return "\n".join([header, *(f"{file},{labels[n % len(labels)]}" for n, file in enumerate(SLIDES))])
+
+
+def _nested(example: str, recurring: str = "") -> str:
+    return (
+        f"pictures lie in folders within folders, such as {example!r}, and nothing says which are classes and which "
+        "are people: give --subject_folders if the innermost folder is a person and the one above it the class"
+        f"{recurring}, --subject_pattern '{PATTERN}' if the innermost folder is the class and the one above it a "
+        "person, or a table (--labels FILE)"
     )
-    assert "add a metadata.csv with the columns file_name and label" in said
 
 
-def test_a_split_without_class_folders_is_left_out_and_named(tmp_path: Path) -> None:
-    root = place(tmp_path, "train/ALL/0.png", "train/HEM/1.png", "test/2.png", "test/3.png")
-    data = load_cells("imagefolder", root)
-    assert data.info.labels == ("ALL", "HEM")
-    assert "folder 'test' is a split without folders of classes: its 2 image file(s) are skipped" in data.passed_over
+NO_PEOPLE = "have the names of classes, not of people; leave out --subject_folders, or name the subjects with"
+# Pictures, tables by their names (t.csv is that of --labels), flags, and what is said.
+REFUSED: list[tuple[list[str], dict[str, str], dict[str, Any], str]] = [
+    # The names of splits were classes.
+    (_pictures(*SIDES), {}, {}, "its folders test, train are splits, not classes, and no table names classes; put the"),
+    (_pictures("Train_data", "validation", "Test set"), {}, {}, "its folders Test set, Train_data, validation are spl"),
+    (_pictures("train/ALL", "train/HEM", "test"), {}, {}, "its folders test are splits, not classes, and no table"),
+    (_pictures(*(f"{side}/{label}" for side in SIDES for label in "AB"), "later/A"), {}, {},
+     "'later/A/0.png' lies beside the splits test, train (2 such image file(s)); move it into one of them, or away"),
+    # Masks and other versions were classes.
+    *((_pictures(*names), {}, {}, f"would be the classes, but {names[-1]!r} is not the name of a class; give the fold")
+      for names in (("a", "masks"), ("Original", "Segmented"), ("labeled", "unlabeled"), ("A", "B", "Ground-Truth"))),
+    # Tables that name no class, or several: the folders slideA and slideB were the classes.
+    (SLIDES, {"t.csv": _labels("", header="image,choice")}, {}, "its column 'choice' names no class in any row; fill"),
+    (SLIDES, {"t.csv": _labels("HEM", '"{""choices"":[""ALL"",""HEM""]}"')}, {}, "; a class is one plain text without"),
+    (SLIDES, {"t.csv": _labels("HEM", "ALL", "ALL|HEM")}, {}, "row 4 names the class 'ALL|HEM'; a class is one plain"),
+    (SLIDES, {"t.csv": _labels("ALL", "HEM", "all")}, {}, "row 2 names the class 'ALL', row 4 'all'; spell one class"),
+    (SLIDES, {"t.csv": _labels("ALL", "null", *[""] * 14)}, {}, "t.csv name no class: left out; a class"),
+    (SLIDES, {}, {"labels": "t.csv"}, "t.csv: no such file; it needs the columns file,label,subject"),
+    # Two tables.
+    (_pictures(*SIDES), {"train/metadata.csv": "file_name,label,subject\n0.png,A,P1\n1.png,B,P2\n",
+                         "test/metadata.csv": "file_name,label\n0.png,A\n1.png,B\n"}, {},
+     "test/metadata.csv: names no subject, "),
+    (_pictures("train"), {"metadata.csv": "file_name,label\ntrain/0.png,A\ntrain/1.png,B\n",
+                          "train/metadata.csv": "file_name,label\n0.png,B\n1.png,B\n"}, {},
+     "0.png' has a row in another table, too; keep one of the two"),
+    # Who is who, which is never guessed from folders: the classes became P00, P01 and so on, or ALL and HEM people.
+    (_pictures("ALL/P00", "ALL/P01", "HEM/P10"), {}, {}, _nested("ALL/P00/0.png")),
+    (IN_BOTH, {}, {}, _nested("ALL/P00/0.png", " (3 such folders, as 'P00', lie in several of those)")),
+    (["P01/ALL/1.png", "P02/HEM/1.png", "P02/ALL/1.png"], {}, {},
+     _nested("P01/ALL/1.png", " (1 such folders, as 'ALL', lie in several of those)")),
+    (["train/ALL/P1/1.png", "train/HEM/P2/1.png", "test/ALL/P3/1.png"], {}, {}, _nested("test/ALL/P3/1.png")),
+    (IN_BOTH, {}, {"subject_folders": True, "subject_pattern": PATTERN},
+     f"--subject_pattern '{PATTERN}' --subject_folders: both name the subjects; give one"),
+    ([*IN_BOTH, "ALL/9.png"], {}, {"subject_folders": True}, "ALL/9.png lies in no folder <class>/<subject>; move it"),
+    (_pictures("a/ALL", "a/hem", "b/ALL", "b/hem"), {}, {"subject_folders": True}, f"subjects (ALL, hem) {NO_PEOPLE}"),
+    (_pictures("Blast", "Normal"), {"t.csv": "file,label\nBlast/0.png,blast\nNormal/1.png,normal\n"},
+     {"subject_folders": True}, f"subjects (Blast, Normal) {NO_PEOPLE}"),
+    (SLIDES, {}, {"subject_pattern": "(p"}, "--subject_pattern '(p': is not a regular expression ("),
+    (SLIDES, {}, {"subject_pattern": r"p\d"}, r"'p\d': has no group; write the subject's part as (?P<subject>…)"),
+    (SLIDES, {}, {"subject_pattern": "(P0[12])"}, "'(P0[12])': does not match 'slideA/P00_0.png'; it must match every"),
+    (SLIDES, {"t.csv": _labels("p1", header="file,subject")}, {"subject_pattern": "(x)"}, "t.csv: both name the subj"),
+    (SLIDES, {"t.csv": "file,subject\nslideA/P00_0.png,a\n"}, {},
+     "t.csv: no row for file 'slideA/P00_1.png'; every image needs one"),
+    (["ALL/M\udcfcller.png", "HEM/1.png"], {}, {}, "ALL/M\\xfcller.png: its name is not in UTF-8; rename the file or"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("names", "odd"),
-    [
-        (("images", "masks"), "masks"),
-        (("Original", "Segmented"), "Segmented"),
-        (("labeled", "unlabeled"), "unlabeled"),
-        (("ALL", "HEM", "Ground-Truth"), "Ground-Truth"),
-    ],
-)
-def test_folders_that_name_no_class_are_asked_about(tmp_path: Path, names: tuple[str, ...], odd: str) -> None:
-    root = place(tmp_path, *(f"{name}/{number}.png" for name in names for number in range(2)))
-    problem = (
-        f"{', '.join(sorted(names))} would be the classes, but {odd!r} is not the name of a class; give the folder"
-    )
-    assert problem in _refusal(root)
+@pytest.mark.parametrize(("files", "tables", "flags", "problem"), REFUSED)
+def test_a_folder_that_could_be_two_things_is_refused(
+    tmp_path: Path, files: list[str], tables: dict[str, str], flags: dict[str, Any], problem: str
+) -> None:
+    root = place(tmp_path, *files)
+    for name, content in tables.items():
+        (root / name).write_text(content)
+    if "t.csv" in (*tables, flags.get("labels")):
+        flags = {**flags, "labels": root / "t.csv"}
+    assert problem in _refusal(root, **flags)
 
 
-# Tables of labels that label nothing, or too much
-
-FILES = [f"slide{slide}/P{number:02d}_{cell}.png" for number in range(4) for slide in "AB" for cell in range(2)]
-
-
-def _table(*labels: str, header: str = "file,label") -> str:
-    return "\n".join([header, *(f"{file},{labels[n % len(labels)]}" for n, file in enumerate(FILES))])
+def test_folders_of_classes_are_no_people_of_a_score_either(tmp_path: Path) -> None:
+    with pytest.raises(LeukoscopeError, match=re.escape(f"the subjects (ALL, HEM) {NO_PEOPLE}")):
+        open_source(str(place(tmp_path, *_pictures("ALL", "HEM"))), Reading(subject_folders=True))
 
 
-_SEVERAL = '"{""choices"":[""ALL"",""HEM""]}"'
+def test_the_innermost_folders_are_people_or_classes_as_the_flag_says(tmp_path: Path) -> None:
+    def people(*files: str, **flags: Any) -> list[tuple[str, ...]]:
+        root = place(tmp_path / files[0].replace("/", "-"), *files)
+        return sorted({cell[1:] for cell in _described(load_cells("imagefolder", root, **flags))})
 
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (_table("", header="image,choice"), "its column 'choice' names no class in any row; fill it in"),
-        (_table("HEM", "ALL", _SEVERAL), "row 4 names 2 classes ('ALL, HEM'); give each picture one class"),
-        (_table("HEM", "ALL", "ALL|HEM"), "row 4 names 2 classes ('ALL, HEM'); give each picture one class"),
-        (_table("ALL", "HEM", "all"), "row 2 names the class 'ALL', row 4 'all'; spell one class in one way"),
-    ],
-    ids=["blank", "choices", "bar", "case"],
-)
-def test_a_table_that_was_given_labels_or_is_refused(tmp_path: Path, content: str, said: str) -> None:
-    """The folders slideA and slideB were the classes."""
-    root = place(tmp_path / "cells", *FILES)
-    (tmp_path / "t.csv").write_text(content)
-    assert said in _refusal(root, labels=tmp_path / "t.csv")
-
-
-def test_rows_without_a_class_are_counted_where_the_others_have_one(tmp_path: Path) -> None:
-    root, labels = place(tmp_path / "cells", *FILES), tmp_path / "t.csv"
-    labels.write_text(_table("ALL", "null", *[""] * (len(FILES) - 2)))
-    said = f"only the class 'ALL' found; {len(FILES) - 1} row(s) of {labels} name no class: left out; a class"
-    assert said in _refusal(root, labels=labels)
-
-
-def test_a_table_of_subjects_says_what_names_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, labels = place(tmp_path / "cells", *FILES), tmp_path / "t.csv"
-    labels.write_text(_table("P1", "P2", header="file,subject"))
-    assert load_cells("imagefolder", root, labels=labels).info.labels == ("slideA", "slideB")
-    assert f"{labels}: names subjects; the folders name the classes" in capsys.readouterr().err
+    assert people(*IN_BOTH, subject_folders=True) == sorted({(*file.split("/")[:2], "") for file in IN_BOTH})
+    files = ["P01/ALL/1.png", "P02/HEM/1.png", "P02/ALL/1.png"]
+    assert people(*files, subject_pattern=PATTERN) == [("ALL", "P01", ""), ("ALL", "P02", ""), ("HEM", "P02", "")]
+    files = [f"{side}/{label}/P{side}{label}/1.png" for side in SIDES for label in "AB"]
+    assert people(*files, subject_folders=True) == [
+        ("A", "PtestA", "test"), ("A", "PtrainA", "train"), ("B", "PtestB", "test"), ("B", "PtrainB", "train"),
+    ]  # fmt: skip
+    (tmp_path / "t.csv").write_text(_labels("ALL", "HEM"))
+    cells = people(*SLIDES, subject_folders=True, labels=tmp_path / "t.csv")
+    assert {subject for _, subject, _ in cells} == {"slideA", "slideB"}, "a table names the classes"
 
 
 # Class folders within class folders
@@ -232,10 +242,11 @@ def test_a_picture_whose_path_names_two_classes_is_refused(tmp_path: Path, name:
         ]
     # The folder above the one that is given names no class of its pictures.
     root = place(tmp_path / "ALL", *plain)
-    load_cells(name, root)
+    flags: dict[str, Any] = {"subject_folders": True} if "P2" in plain[0] else {}
+    load_cells(name, root, **flags)
     place(root, odd)
     with pytest.raises(LeukoscopeError) as refused:
-        load_cells(name, root)
+        load_cells(name, root, **flags)
     said = re.search(r"^(.*): its path names two classes, '(.*)' and '(.*)'; move the picture", str(refused.value))
     assert said and said[1] == odd and said[2].casefold() != said[3].casefold()
 

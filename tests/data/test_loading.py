@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,12 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drawn import place
 from leukoscope import LeukoscopeError
 from leukoscope.data.cells import MOST_TOLD, LoadedCells
 from leukoscope.data.layouts import CNMC_PRELIM_LABELS
-from leukoscope.data.loading import load_cells, stream_cells
-from leukoscope.data.pixel_cache import frame_cells
-from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS
 
 Columns = Mapping[str, Sequence[object]]
@@ -149,29 +147,27 @@ def test_a_folder_without_cells_or_that_is_missing_is_refused(tmp_path: Path) ->
 # Flags that would have no effect
 
 
-FOLDERS = f"say what it holds by --dataset_name ({', '.join(name for name in DATASETS if name != 'phantoms')})"
-OWN = "read class folders with --dataset_name imagefolder"
-
-
 @pytest.mark.parametrize(
-    ("name", "flag", "fix"),
+    ("name", "flag"),
     [
-        ("phantoms", "train_dir", FOLDERS),
-        ("owner/name", "train_dir", FOLDERS),
+        ("phantoms", "train_dir"),
+        ("owner/name", "train_dir"),
         *(
-            (name, flag, OWN)
-            for name in ("owner/name", "cnmc2019", "phantoms")
-            for flag in ("subject_pattern", "labels")
+            (name, flag)
+            for name in ("cnmc2019", "phantoms", "owner/name")
+            for flag in ("subject_pattern", "subject_folders", "labels")
         ),
-        ("imagefolder", "image_column_name", ""),
-        ("cnmc2019", "label_column_name", ""),
-        ("imagefolder", "subject_column", ""),
+        ("imagefolder", "image_column_name"),
+        ("ball4", "label_column_name"),
+        ("phantoms", "split_column"),
     ],
 )
-def test_a_flag_without_effect_is_refused(name: str, flag: str, fix: str) -> None:
+def test_a_flag_without_effect_is_refused(name: str, flag: str) -> None:
     """It is a misunderstanding about which cells are used."""
-    refusal = _refusal(load_cells, name, **{flag: "x"})
-    assert refusal == f"--{flag} x: has no effect with --dataset_name {name}; leave it out" + (fix and f", or {fix}")
+    assert _refusal(load_cells, name, **{flag: "x"}) == (
+        f"--{flag} x: has no effect with --dataset_name {name}; leave it out, or read your own cells with "
+        "--dataset_name imagefolder --train_dir DIR"
+    )
 
 
 def test_a_table_of_labels_stands_for_class_folders(tmp_path: Path) -> None:
@@ -205,43 +201,6 @@ def test_subjects_come_from_a_regular_expression(own_cells: Path, pattern: str) 
     assert data.train["subject"][:] == ["p1", "p2", "p3", "p3"]
 
 
-def test_bad_regular_expressions_are_refused(own_cells: Path) -> None:
-    assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(p").startswith(
-        "--subject_pattern '(p': is not a regular expression ("
-    )
-    assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern=r"p\d") == (
-        "--subject_pattern 'p\\d': has no group; write the subject's part as (?P<subject>…)"
-    )
-    assert _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(p[12])") == (
-        "--subject_pattern '(p[12])': does not match 'normal/p3_1.png'; it must match every image"
-    )
-    table = own_cells / "x.csv"
-    table.write_text("file,subject\nblast/p1_1.png,p1\n")
-    message = _refusal(load_cells, "imagefolder", own_cells, subject_pattern="(x)", labels=table)
-    assert message == f"--subject_pattern '(x)' --labels {table}: both name the subjects; give one"
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ("file,subject\nblast/p1_1.png,a\n", "no row for file 'blast/p2_1.png'; every image needs a subject"),
-        (
-            "file,age\nblast/p1_1.png,7\n",
-            "names no subject; add a column called subject (or subject_id, patient_id, patient, person, person_id, "
-            "donor, donor_id), or give --subject_pattern",
-        ),
-    ],
-    ids=["missing row", "missing column"],
-)
-def test_incomplete_csv_is_refused(own_cells: Path, tmp_path: Path, rows: str, message: str) -> None:
-    table = tmp_path / "subjects.csv"
-    table.write_text(rows)
-    assert _refusal(load_cells, "imagefolder", own_cells, labels=table) == f"{table}: {message}"
-    table.unlink()
-    missing = f"--labels {table}: no such file; it needs the columns file,label,subject"
-    assert _refusal(load_cells, "imagefolder", own_cells, labels=table) == missing
-
-
 def test_links_are_followed_and_hidden_folders_left_out(own_cells: Path, tmp_path: Path) -> None:
     (own_cells / "third").symlink_to(_paint(tmp_path / "elsewhere" / "p4_1.png", 4).parent)
     (own_cells / "blast" / "circle").symlink_to(own_cells)
@@ -253,24 +212,6 @@ def test_links_are_followed_and_hidden_folders_left_out(own_cells: Path, tmp_pat
     assert data.info.labels == ("blast", "normal", "third")
     assert len(data.train) == 5
     assert data.unreadable == (f"{own_cells / 'blast' / 'gone.png'}: no such file; check the path",)
-
-
-def test_file_names_that_are_not_utf8_are_read_and_get_an_id_that_tables_take(own_cells: Path) -> None:
-    before = len(load_cells("imagefolder", own_cells).train)
-    for name in ("M\udcfcller", "M\udcf6ller"):  # one id for both would be refused as a cell that is there twice
-        _paint(own_cells / "blast" / f"{name}.png", 7)
-    (own_cells / "blast" / "broken-\udcff.png").write_text("no picture")
-    _paint(own_cells / "a-\udcff.png", 8)
-
-    data = load_cells("imagefolder", own_cells)
-
-    rows = data.train.filter(lambda row: "ller" in row["cell_id"])
-    assert sorted(rows["cell_id"]) == ["blast/M\\xf6ller", "blast/M\\xfcller"]
-    assert all(row["image"].size for row in rows) and len(data.train) == before + 2
-    json.dumps([*data.unreadable, *data.passed_over], ensure_ascii=False).encode()
-    assert any("broken-\\xff.png" in message for message in data.unreadable)
-    assert any("a-\\xff.png" in message for message in data.passed_over)
-    frame_cells(data, Preprocessing(32, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3))
 
 
 # Fingerprints
@@ -305,28 +246,25 @@ def test_phantoms_are_the_same_whenever_they_are_drawn_and_of_another_size_other
 # Hub layout
 
 
-def _publish(folder: Path, columns: Columns, label: datasets.ClassLabel | datasets.Value) -> str:
-    """A data-set folder as the Hub serves it, one Parquet file with the pictures inside."""
+def _publish(
+    folder: Path, columns: Columns, label: datasets.ClassLabel | datasets.Value = TEXT, split: str = "train"
+) -> str:
+    """A data-set folder as the Hub serves it, one Parquet file for each split with the pictures inside."""
     count = len(columns["label"])
     pictures = [Image.new("RGB", (16, 16), (i * min(10, 255 // count), 0, 0)) for i in range(count)]
     rows = datasets.Dataset.from_dict({"image": pictures, **columns})
-    rows = rows.cast_column("image", datasets.Image()).cast_column("label", label)
-    folder.mkdir(parents=True)
-    rows.to_parquet(folder / "train.parquet")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.cast_column("image", datasets.Image()).cast_column("label", label).to_parquet(folder / f"{split}.parquet")
     return str(folder)
 
 
 def test_hub_layout_with_class_labels_and_a_subject_column(tmp_path: Path) -> None:
     columns: Columns = {"label": [1, 0, 1], "patient_id": [7, 8, 9], "file_name": ["a.png", "b.png", "c.png"]}
-    hub_id = _publish(tmp_path / "hub", columns, datasets.ClassLabel(names=["normal", "blast"]))
-    data = load_cells(hub_id)
-    assert data.train.column_names == COLUMNS
-    assert data.info.labels == ("blast", "normal")
-    names = [data.train.features["label"].int2str(i) for i in data.train["label"]]
-    assert names == ["blast", "normal", "blast"]
-    assert data.train["subject"][:] == ["7", "8", "9"]
-    assert data.train["cell_id"][:] == ["a", "b", "c"]
-    assert data.train["fold"][:] == ["", "", ""]
+    data = load_cells(_publish(tmp_path / "hub", columns, datasets.ClassLabel(names=["normal", "blast"])))
+    assert data.train.features["label"].names == ["blast", "normal"]
+    assert data.train.remove_columns("image").to_dict() == {
+        "label": [0, 1, 0], "subject": ["7", "8", "9"], "cell_id": ["a", "b", "c"], "fold": [""] * 3,
+    }  # fmt: skip
     assert np.asarray(data.train[2]["image"])[0, 0].tolist() == [20, 0, 0]
 
 
@@ -334,34 +272,33 @@ def test_hub_layout_with_class_labels_and_a_subject_column(tmp_path: Path) -> No
 def test_a_hub_data_set_names_all_subjects_or_none(tmp_path: Path, nobody: str | None) -> None:
     """Cells without a subject would train while the same subject's cells are tested."""
     names = {"label": ["ALL", "HEM", "HEM"], "file_name": ["a.png", "b.png", "c.png"]}
-    none = load_cells(_publish(tmp_path / "none", names | {"subject": [nobody] * 3}, TEXT))
+    none = load_cells(_publish(tmp_path / "none", names | {"subject": [nobody] * 3}))
     assert none.train["subject"][:] == ["", "", ""]
-    some = _publish(tmp_path / "some", names | {"subject": ["p", nobody, "p"]}, TEXT)
-    assert "cell b has no subject, other cells have one; name it" in _refusal(load_cells, some)
+    some = _publish(tmp_path / "some", names | {"subject": ["p", nobody, "p"]})
+    assert "row 1 names no subject for 'b.png', other rows name theirs; fill it in" in _refusal(load_cells, some)
 
 
 @pytest.mark.parametrize(
     ("column", "names", "ids"),
     [
         ("file_name", ["ALL/0.png", "HEM/0.png", "HEM/1.png"], ["ALL/0", "HEM/0", "HEM/1"]),
-        ("file_name", ["a.png", "", "b.png"], ["a", "", "b"]),
         ("cell_id", ["all/1", "hem/1", "hem/2.5.PNG"], ["all/1", "hem/1", "hem/2.5"]),
     ],
-    ids=["two folders", "unnamed", "own ids"],
+    ids=["two folders", "own ids"],
 )
 def test_a_hub_data_sets_cell_ids_come_from_a_column_of_ids_or_files(
     tmp_path: Path, column: str, names: list[str], ids: list[str]
 ) -> None:
     columns = {"label": ["ALL", "HEM", "HEM"], column: names}
-    assert load_cells(_publish(tmp_path / "hub", columns, TEXT)).train["cell_id"][:] == ids
+    assert load_cells(_publish(tmp_path / "hub", columns)).train["cell_id"][:] == ids
     columns = {"label": ["all", "hem"], "image_name": ["UID_11_22_2_all.bmp", "UID_h3_1_1_hem.bmp"]}
-    cnmc = load_cells(_publish(tmp_path / "cnmc", columns, TEXT))
+    cnmc = load_cells(_publish(tmp_path / "cnmc", columns))
     assert cnmc.train["subject"][:] == ["11", "h3"], "as C-NMC names its files"
 
 
 def test_a_folder_of_parquet_files_is_described_by_its_card_and_not_named_by_where_it_lies(tmp_path: Path) -> None:
     columns = {"label": ["ALL", "HEM", "HEM"], "subject": ["a", "b", "c"]}
-    hub_id = _publish(tmp_path / "hub", columns, TEXT)
+    hub_id = _publish(tmp_path / "hub", columns)
     info = load_cells(hub_id).info
     assert (info.name, info.title, info.licence, info.citation) == ("./hub", "./hub", "", "")
     front = "license: mit\npretty_name: Our cells\nleukoscope:\n  citation: Doe 2026\n  subject_aliases: {c: b}"
@@ -386,7 +323,7 @@ def test_hub_copy_with_folds_is_checked_and_parted_as_folders_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cnmc_on_the_hub(**columns: Sequence[object]) -> LoadedCells:
-        hub_id = _publish(tmp_path / "hub", columns, TEXT)
+        hub_id = _publish(tmp_path / "hub", columns)
         monkeypatch.setitem(DATASETS, "cnmc2019", replace(DATASETS["cnmc2019"], hub_id=hub_id))
         return load_cells("cnmc2019")
 
@@ -409,8 +346,21 @@ def test_hub_copy_with_folds_is_checked_and_parted_as_folders_are(
     ), "without folds, by its sums"
 
 
+def test_a_hub_copy_whose_label_is_no_class_is_refused_until_a_flag_names_the_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the published copy of C-NMC: its label is "cancer" in every row."""
+    hub_id = _publish(tmp_path / "hub", {"label": ["cancer"] * 2, "class_label": ["all", "hem"], "fold": [0, 1]})
+    monkeypatch.setitem(DATASETS, "cnmc2019", replace(DATASETS["cnmc2019"], hub_id=hub_id))
+    assert _refusal(load_cells, "cnmc2019") == (
+        f"data set {hub_id}: its column 'label' names the class 'cancer', not one of ALL, HEM; name that of the "
+        "classes (of image, label, class_label, fold) with --label_column_name"
+    )
+    assert load_cells("cnmc2019", label_column_name="class_label").info.labels == ("ALL", "HEM")
+
+
 def test_other_splits_of_a_hub_copy_are_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"]}, TEXT)
+    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"]})
     shutil.copy(tmp_path / "hub" / "train.parquet", tmp_path / "hub" / "test.parquet")
     monkeypatch.setitem(DATASETS, "cnmc2019", replace(DATASETS["cnmc2019"], hub_id=hub_id))
     data = load_cells("cnmc2019")
@@ -422,7 +372,39 @@ def test_other_splits_of_a_hub_copy_are_counted_and_named(tmp_path: Path, monkey
 def test_a_hub_copys_fold_may_be_a_whole_number(tmp_path: Path, folds: list[object], read: list[str]) -> None:
     """Fold 0 was lost."""
     columns: Columns = {"label": ["ALL", "HEM", "ALL"], "fold": folds}
-    assert load_cells(_publish(tmp_path / "hub", columns, TEXT)).train["fold"][:] == read
+    assert load_cells(_publish(tmp_path / "hub", columns)).train["fold"][:] == read
+
+
+def test_words_in_names_of_files_are_no_splits(tmp_path: Path) -> None:
+    """`datasets` takes `1_test.png` for a test picture, and leaves out files without such a word: 32 of 64 cells."""
+    for number, (label, word) in enumerate(product(("ALL", "HEM"), ("train", "test", "cell", "other"))):
+        _paint(tmp_path / "set" / label / f"{number}_{word}.png", number)
+    assert len(load_cells("imagefolder", tmp_path / "set").train) == 8
+    assert _refusal(load_cells, str(tmp_path / "set")) == (
+        f"data set {tmp_path / 'set'}: its splits are made of files with a side in their name, such as "
+        "ALL/0_train.png, and other files are missing; download it and give --dataset_name imagefolder --train_dir DIR"
+    )
+
+
+@pytest.mark.parametrize("name", ["Patient_ID", "patientId", "Subject ID", "case_id"])
+def test_a_column_of_subjects_is_found_as_in_any_table(tmp_path: Path, name: str) -> None:
+    """The cells were split by image."""
+    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"], name: ["P1", "P2"]})
+    assert load_cells(hub_id).train["subject"][:] == ["P1", "P2"]
+    two = _publish(tmp_path / "two", {"label": ["ALL", "HEM"], name: ["P1", "P2"], "donor": ["a", "b"]})
+    assert f"its columns {name!r} and 'donor' both name the subject; name one with --subject_column" in (
+        _refusal(load_cells, two)
+    )
+    assert load_cells(two, subject_column="donor").train["subject"][:] == ["a", "b"]
+
+
+def test_a_column_of_sides_is_the_split_of_a_hub_data_set(tmp_path: Path) -> None:
+    sides = ["train", "train", "test", "test"]
+    hub_id = _publish(tmp_path / "hub", {"label": ["ALL", "HEM"] * 2, "split": sides})
+    assert load_cells(hub_id).own_splits == {"train": 2, "test": 2}
+    assert load_cells(hub_id, split_column="none").own_splits == {}
+    shutil.copy(tmp_path / "hub" / "train.parquet", tmp_path / "hub" / "test.parquet")
+    assert "is on the side 'test' by a column, and in the split 'train'" in _refusal(load_cells, hub_id)
 
 
 # Splits of its own
@@ -431,10 +413,7 @@ def test_a_hub_copys_fold_may_be_a_whole_number(tmp_path: Path, folds: list[obje
 def _split_hub(folder: Path, **splits: list[object]) -> str:
     """A Hub data set of several splits, each with these labels and subjects named after it."""
     for name, labels in splits.items():
-        columns: Columns = {"label": labels, "subject": [f"{name}{i}" for i in range(len(labels))]}
-        _publish(folder / name, columns, TEXT)
-        shutil.copy(folder / name / "train.parquet", folder / f"{name}.parquet")
-        shutil.rmtree(folder / name)
+        _publish(folder, {"label": labels, "subject": [f"{name}{i}" for i in range(len(labels))]}, TEXT, name)
     return str(folder)
 
 
@@ -449,34 +428,28 @@ def test_a_hub_data_sets_own_splits_are_its_sides(tmp_path: Path) -> None:
     assert f"own splits: train 3, validation 2, test 2 ({use})" in data.report()
 
 
-def test_flags_name_a_hub_data_sets_columns(tmp_path: Path) -> None:
-    rows = {"picture": [Image.new("RGB", (16, 16))] * 2, "kind": ["ALL", "HEM"], "who": ["a", "b"]}
-    splits = {name: datasets.Dataset.from_dict(rows) for name in ("train", "two")}
-    for name, split in splits.items():
+def test_flags_name_a_hub_data_sets_columns_and_splits_of_other_names_are_counted(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict(
+        {"picture": [Image.new("RGB", (16, 16))] * 2, "kind": ["ALL", "HEM"], "who": ["a", "b"]}
+    ).cast_column("picture", datasets.Image())
+    for name in ("train", "two"):
         (tmp_path / "hub").mkdir(exist_ok=True)
-        split.cast_column("picture", datasets.Image()).to_parquet(tmp_path / "hub" / f"{name}.parquet")
-    (tmp_path / "hub" / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n"
-        + "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in splits)
-        + "---\n"
-    )
+        rows.to_parquet(tmp_path / "hub" / f"{name}.parquet")
+    files = ", ".join(f"{{split: {name}, path: {name}.parquet}}" for name in ("train", "two"))
+    front = f"configs: [{{config_name: default, data_files: [{files}]}}]"
+    (tmp_path / "hub" / "README.md").write_text(f"---\n{front}\n---\n")
     hub_id = str(tmp_path / "hub")
     columns: dict[str, Any] = {"image_column_name": "picture", "label_column_name": "kind", "subject_column": "who"}
     data = load_cells(hub_id, **columns)
     assert data.train["subject"][:] == ["a", "b"] and not data.own_splits
     assert data.passed_over == ("Hub split 'two' not used: 2 rows",)
     assert _refusal(load_cells, hub_id, **columns | {"subject_column": "person"}).startswith(
-        f"data set {hub_id}: lacks the column(s) person; has ["
+        f"data set {hub_id}: has no column 'person' (--subject_column), only kind, who"
     )
 
 
 def test_a_hub_split_without_labels_is_not_used_and_one_for_training_needed(tmp_path: Path) -> None:
-    labels = datasets.ClassLabel(names=["ALL", "HEM"])
-    folder = tmp_path / "hub"
-    for name, values in {"train": [0, 1], "test": [-1, -1]}.items():
-        _publish(folder / name, {"label": values}, labels)
-        shutil.move(folder / name / "train.parquet", folder / f"{name}.parquet")
-        (folder / name).rmdir()
+    folder = Path(_split_hub(tmp_path / "hub", train=["ALL", "HEM"], test=[None, None]))
     data = load_cells(str(folder))
     assert (data.own_splits, len(data.train)) == ({}, 2)
     assert data.passed_over == ("Hub split 'test' not used: its 2 rows have no labels",)
@@ -487,39 +460,22 @@ def test_a_hub_split_without_labels_is_not_used_and_one_for_training_needed(tmp_
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "home"),
-    [("TRAIN", "TEST", ""), ("train_data", "test_data", ""), ("Training set", "Testing set", "unpacked/cells")],
-)
-def test_splits_are_known_in_any_spelling_and_below_the_folder_that_was_unpacked(
-    tmp_path: Path, train: str, test: str, home: str
-) -> None:
-    """Merged, the test pictures would train."""
-    for number, (side, label) in enumerate(product((train, test), ("blast", "normal"))):
-        _paint(tmp_path / "set" / home / side / label / f"{number}.png", number)
-        _paint(tmp_path / "set" / home / side / label / f"{number + 10}.png", number + 10)
-    assert load_cells("imagefolder", tmp_path / "set").own_splits == {"train": 4, "test": 4}
-
-
-@pytest.mark.parametrize(
-    ("label", "shown", "kind"),
+    ("names", "home"),
     [
-        (["ALL"], "['ALL']", "list"),
-        ([0, 1], "[0, 1]", "list"),
-        ({"name": "ALL"}, "{'name': 'ALL'}", "dict"),
-        (1.0, "1.0", "float"),
-        (float("nan"), "nan", "float"),
-        (b"ALL", "b'ALL'", "bytes"),
+        (("train", "val", "test"), ""),
+        (("TRAIN", "dev", "TEST"), ""),
+        (("Training set", "validation_data", "Testing set"), "unpacked/cells"),
     ],
 )
-def test_a_hub_label_that_is_no_class_is_refused_by_its_value(
-    tmp_path: Path, label: object, shown: str, kind: str
+def test_splits_of_a_folder_are_known_in_any_spelling_and_below_the_folder_that_was_unpacked(
+    tmp_path: Path, names: tuple[str, ...], home: str
 ) -> None:
-    kinds = datasets.Dataset.from_dict({"label": [label]}).features["label"]
-    hub_id = _publish(tmp_path / "hub", {"label": [label] * 3}, kinds)
-    assert _refusal(load_cells, hub_id) == (
-        f"data set {hub_id}: cell row_000000 has the label {shown} in column 'label', a {kind}; give each cell one "
-        "class, as a text or a whole number, or name another column with --label_column_name"
-    )
+    """Merged, the test pictures would train."""
+    files = [f"{home}/{side}/{label}/{side}.png".lstrip("/") for side in names for label in ("blast", "normal")]
+    data = load_cells("imagefolder", place(tmp_path, *files))
+    assert (data.info.labels, data.own_splits) == (("blast", "normal"), {"train": 2, "validation": 2, "test": 2})
+    fold_of = dict(zip(data.train["cell_id"][:], data.train["fold"][:], strict=True))
+    assert fold_of[files[2].removesuffix(".png")] == "validation"
 
 
 _UNSEEN = "has blanks around its name, or invisible characters"
@@ -540,15 +496,14 @@ def test_a_class_that_would_be_taken_for_another_or_for_none_is_refused(
     expected = f"class {label!r} {problem}"
     assert _refusal(load_cells, "imagefolder", own_cells) == f"--train_dir {own_cells}: {expected}; rename it"
     hub_id = _split_hub(tmp_path / "hub", train=[label, "blast", "normal"])
-    assert _refusal(load_cells, hub_id) == f"data set {hub_id}: {expected}; rename it"
+    if label == label.strip(" \ufeff"):  # as in any table, blanks around an entry do not count
+        assert _refusal(load_cells, hub_id) == f"data set {hub_id}: {expected}; rename it"
 
 
-@pytest.mark.parametrize(
-    "one, other", [("Zelle  a", "Zelle a"), ("e\u0301", "\u00e9"), ("\uff21LL", "all"), ("A", "a")]
-)
+@pytest.mark.parametrize("one, other", [("Zelle  a", "Zelle a"), ("\uff21LL", "all"), ("A", "a"), ("0", "0.0")])
 def test_classes_that_look_alike_are_refused(tmp_path: Path, one: str, other: str) -> None:
     hub_id = _split_hub(tmp_path / "hub", train=[one, other, "normal"])
-    assert _refusal(load_cells, hub_id).endswith("look alike; give one class one name")
+    assert _refusal(load_cells, hub_id).endswith("; spell one class in one way")
 
 
 def test_whole_numbers_and_inner_blanks_make_classes(tmp_path: Path) -> None:
@@ -557,50 +512,51 @@ def test_whole_numbers_and_inner_blanks_make_classes(tmp_path: Path) -> None:
     assert load_cells(named).info.labels == ("Lymphozyt (groß)", "not a cell line")
 
 
-def test_the_splits_of_a_folder_are_its_sides_and_a_folder_beside_them_is_named(tmp_path: Path) -> None:
-    for number, (side, label) in enumerate(product(("train", "val", "test"), ("blast", "normal"))):
-        _paint(tmp_path / side / label / f"{number}.png", number)
-    _paint(tmp_path / "later" / "blast" / "9.png", 9)
-    data = load_cells("imagefolder", tmp_path)
-    assert data.info.labels == ("blast", "normal")
-    assert data.own_splits == {"train": 2, "validation": 2, "test": 2}
-    assert dict(zip(data.train["cell_id"][:], data.train["fold"][:], strict=True))["val/blast/2"] == "validation"
-    assert data.passed_over == ("folder 'later' is not used: its 1 image file(s) belong to no split",)
-
-
 # Hub data sets that cannot be used
 
 
 PICTURE = Image.new("RGB", (16, 16))
+LABELS = ["ALL", "HEM"]
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "problem"),
     [
-        ({"image": [PICTURE, None], "label": ["ALL", "HEM"]}, "cell row_000001 has no image; remove its row"),
+        ({"image": [PICTURE, None], "label": LABELS}, "cell row_000001 has no image; remove its row"),
         (
-            {"image": [PICTURE] * 2, "label": ["ALL", "HEM"], "file_name": ["all/1.bmp", "all/1.png"]},
+            {"image": [PICTURE] * 2, "label": LABELS, "file_name": ["all/1.bmp", "all/1.png"]},
             "cell all/1 appears more than once; give every row its own cell_id",
         ),
         (
             {"image": [PICTURE] * 5, "label": ["ALL", "HEM", None, "ALL", ""]},
             "2 cell(s) have no label, the first is row_000002; remove their rows",
         ),
-        ({"picture": ["x"], "label": ["ALL"]}, "lacks the column(s) image; has ['picture', 'label']"),
         (
-            {"image": ["x"], "label": ["ALL"]},
-            "its column 'image' holds string, not images; name the column of images with --image_column_name",
+            {"picture": ["x"], "label": ["ALL"]},
+            "has no column 'image', only picture, label; name that of the images with --image_column_name",
+        ),
+        ({"image": ["x"] * 2, "label": LABELS}, "its column 'image' holds string, not images; publish one picture a "),
+        ({"image": [[PICTURE]] * 2, "label": LABELS}, "its column 'image' holds lists, not images; publish one pictu"),
+        (
+            {"image": [{"bytes": None, "path": "nowhere/0.png"}] * 2, "label": LABELS},
+            "cell row_000000 has the path 'nowhere/0.png' and no picture; publish the pictures themselves",
+        ),
+        *(
+            (
+                {"image": [PICTURE] * 3, "label": [label] * 3, "note": ["x"] * 3},
+                "has no column called label with one class in each row, only note; name that of the classes with --lab",
+            )
+            for label in (["ALL"], [0, 1], {"name": "ALL"}, b"ALL")
         ),
     ],
-    ids=["no picture", "cell twice", "no labels", "no column", "text"],
 )
-def test_a_hub_data_set_that_cannot_be_used_is_refused(tmp_path: Path, columns: dict[str, Any], said: str) -> None:
+def test_a_hub_data_set_that_cannot_be_used_is_refused(tmp_path: Path, columns: dict[str, Any], problem: str) -> None:
     (tmp_path / "hub").mkdir()
     rows = datasets.Dataset.from_dict(columns)
-    if "x" not in columns.get("image", ["x"]):
+    if PICTURE in columns.get("image", ()):
         rows = rows.cast_column("image", datasets.Image())
     rows.to_parquet(tmp_path / "hub" / "train.parquet")
-    assert _refusal(load_cells, str(tmp_path / "hub")) == f"data set {tmp_path / 'hub'}: {said}"
+    assert _refusal(load_cells, str(tmp_path / "hub")).startswith(f"data set {tmp_path / 'hub'}: {problem}")
 
 
 def test_unreachable_hub_data_set_ends_in_one_clear_message() -> None:
@@ -618,37 +574,3 @@ def test_loads_the_real_cells_whole(real_data: Path) -> None:
     differing = [line for line in real_cnmc.count_differences if not line.startswith("preliminary_test")]
     assert differing == ["fold_2 ALL: 413 cells here, 2,457 published", "fold_2 HEM: 258 cells here, 1,096 published"]
     assert not set(real_cnmc.train["subject"]) & set(real_cnmc.info.subject_aliases)
-
-
-# Streams
-
-
-@pytest.fixture
-def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` waits five seconds after each stream of Parquet, for threads that would disturb a process's end."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
-
-
-@pytest.mark.parametrize("label", [datasets.ClassLabel(names=["HEM", "ALL"]), datasets.Value("string")])
-def test_a_sorted_stream_gives_cells_of_each_class(
-    tmp_path: Path, no_wait: None, label: datasets.ClassLabel | datasets.Value
-) -> None:
-    hub_id = _publish(tmp_path / "hub", {"label": ["ALL"] * 80 + ["HEM"] * 40}, label)
-    cells = stream_cells(hub_id, each=2)
-    assert [cell.label for cell in cells] == ["ALL", "ALL", "HEM", "HEM"]
-    reds = [np.asarray(cell.image)[0, 0, 0] for cell in cells]
-    assert max(reds[:2]) < 160 <= min(reds[2:])
-
-
-def test_a_rare_class_gives_what_there_is_and_cells_without_a_label_nothing(tmp_path: Path, no_wait: None) -> None:
-    hub_id = _publish(tmp_path / "hub", {"label": [*["ALL"] * 9, None, "HEM", ""]}, datasets.Value("string"))
-    assert [cell.label for cell in stream_cells(hub_id, each=3)] == ["ALL", "ALL", "ALL", "HEM"]
-
-
-def test_no_such_data_set_and_one_without_pictures_are_one_message(tmp_path: Path, no_wait: None) -> None:
-    with pytest.raises(LeukoscopeError, match="data set lab/none: cannot be streamed from the Hub .*check the network"):
-        stream_cells("lab/none")
-    (tmp_path / "hub").mkdir()
-    datasets.Dataset.from_dict({"text": ["a"], "label": ["ALL"]}).to_parquet(tmp_path / "hub" / "train.parquet")
-    with pytest.raises(LeukoscopeError, match="cannot be streamed from the Hub"):
-        stream_cells(str(tmp_path / "hub"))

@@ -82,7 +82,7 @@ def test_reads_the_tcia_tree_of_cnmc_with_the_preliminary_test_named_by_its_list
 
 def test_a_label_list_without_a_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / CNMC_PRELIM_LABELS).write_text("Patient_ID,labels\nUID_57_29_1_all.bmp,1\n")
-    said = f"{tmp_path / CNMC_PRELIM_LABELS}: lacks the column(s) new_names; it needs the columns new_names,Patient_ID"
+    said = f"{tmp_path / CNMC_PRELIM_LABELS}: lacks the column(s) new_names; get the publisher's list again"
     with pytest.raises(LeukoscopeError, match=f"^{re.escape(said)}$"):
         list(find_cnmc_cells(ImageFolder.read(tmp_path)))
 
@@ -107,38 +107,6 @@ def test_reads_both_namings_of_ball4_and_leaves_segmented_out(tmp_path: Path) ->
     names = [f"Original/{label}/{name}.jpg" for label, name in cells.items()]
     folder = _place(tmp_path, *names, "Segmented/Pro/WBC-Malignant-Pro-004.jpg", "Original/Pro/readme.jpg")
     assert _described(find("ball4", folder)) == {(name, label, "", "") for label, name in cells.items()}
-
-
-def test_folders_of_subjects_within_classes_are_subjects(tmp_path: Path) -> None:
-    """Their names would be classes: P00, P01 and so on."""
-    names = {"ALL": ("P00", "P01"), "HEM": ("P10", "P11")}
-    cells = [(label, subject, f"{label}/{subject}/c") for label, subjects in names.items() for subject in subjects]
-    folder = _place(tmp_path, *(f"{cell}.png" for _, _, cell in cells))
-    found = list(find_class_folders(folder))
-    assert [(cell.label, cell.subject, cell.cell_id) for cell in found] == cells
-    (said,) = passed_over(DATASETS["imagefolder"], folder, found)
-    assert said.startswith("read as <class>/<subject>/<image>: each innermost folder is a subject")
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        ["benign/lymphocyte/1.png", "benign/monocyte/1.png", "malignant/pre/1.png"],
-        ["train/class1/1.png", "train/class2/1.png", "test/class1/1.png", "test/class2/1.png"],
-        ["fold_0/all/1.png", "fold_0/hem/1.png", "fold_1/all/1.png", "fold_1/hem/1.png"],
-    ],
-)
-def test_other_innermost_folders_are_classes(tmp_path: Path, files: list[str]) -> None:
-    found = find_class_folders(_place(tmp_path, *files))
-    assert {cell.label for cell in found} == {Path(file).parent.name for file in files}
-
-
-def test_folders_above_the_classes_are_named(tmp_path: Path) -> None:
-    folder = _place(tmp_path, "P01/ALL/1.png", "P02/HEM/1.png", "P02/ALL/1.png")
-    cells = list(find_class_folders(folder))
-    assert _described(cells) == {(f"{cell}/1", cell[4:], "", "") for cell in ("P01/ALL", "P02/HEM", "P02/ALL")}
-    (said,) = passed_over(DATASETS["imagefolder"], folder, cells)
-    assert "the folders above the classes (P01, P02 …) were not used: if they are subjects, give --subject_patt" in said
 
 
 def test_what_is_no_picture_is_left_out_and_counted(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from PIL import Image, ImageDraw, ImageOps
 from leukoscope.data import smear
 from leukoscope.data.images import BACKGROUND_LEVEL, CUT_OUT_PITCH, open_smear
 from leukoscope.data.smear import Smear, SmearCell, UnusableSmear, cut_out, find_cells, measure_stain
-from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH, draw_cell, example_smear
-from leukoscope.synthetic_smears import PhantomSmear, draw_smear
+from leukoscope.synthetic import EXAMPLE_SMEAR_PITCH, PhantomSmear, draw_cell, draw_smear, example_smear
 
 MIXED = ("ALL", "HEM") * 4
 PLASMA = (236, 220, 217)

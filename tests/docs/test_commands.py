@@ -105,6 +105,23 @@ def _unknown_to_launcher(words: list[str]) -> Iterator[str]:
         yield from (word for word in words[2:] if word.startswith("--") and word not in known)
 
 
+# The flags of transformers' examples/pytorch/image-classification/run_image_classification_no_trainer.py.
+HF_FLAGS = (
+    *("dataset_name", "train_dir", "validation_dir", "max_train_samples", "max_eval_samples", "train_val_split"),
+    *("model_name_or_path", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate"),
+    *("weight_decay", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps", "lr_scheduler_type"),
+    *("num_warmup_steps", "output_dir", "seed", "push_to_hub", "hub_model_id", "hub_token", "trust_remote_code"),
+    *("checkpointing_steps", "resume_from_checkpoint", "with_tracking", "report_to", "ignore_mismatched_sizes"),
+    *("image_column_name", "label_column_name"),
+)
+
+
+def test_every_flag_of_hugging_faces_script_is_there_or_named_as_missing() -> None:
+    page = (ROOT / "docs" / "train.md").read_text()
+    missing = [f"--{flag}" for flag in HF_FLAGS if f"--{flag}" not in TRAINING_FLAGS]
+    assert missing and all(f"`{flag}`" in page for flag in missing)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_and_verb_is_known(page: Path) -> None:
     for block in blocks(page):

@@ -30,6 +30,8 @@ def test_the_site_builds_strictly_and_loads_nothing_from_other_servers(tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "build/site/index.html").read_text(encoding="utf-8")
     assert "Not a medical device" in page
+    reference = (tmp_path / "build/site/docs/python.html").read_text(encoding="utf-8")
+    assert "load_dataset" in reference and "LeukoscopeError" in reference
     assert 'src="http' not in page and 'rel="stylesheet" href="http' not in page
     dead = {
         f"{page.name}: {link}"

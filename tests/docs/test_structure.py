@@ -1,4 +1,4 @@
-"""The source has no import circle, and `make structure` counts and traces what it says."""
+"""The source has no import circle, and `make structure` counts what it says."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from pathlib import Path
 
 import density
 import grimp
-import numpy as np
 import packed
 import pytest
 import structure
-import traces
-
-from leukoscope import Predictor
 
 
 def test_no_import_is_part_of_a_circle() -> None:
@@ -24,14 +20,6 @@ def test_no_import_is_part_of_a_circle() -> None:
     # What `leukoscope` itself offers by name, it imports when asked for: nothing depends on that.
     names = graph.modules - {"leukoscope"}
     TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in names}).prepare()
-
-
-def test_a_trace_names_the_files_that_a_call_enters(tiny_release: Path) -> None:
-    cell = np.full((96, 96, 3), 100, np.uint8)
-    Predictor.from_pretrained(tiny_release, backend="torch")  # whatever is imported first
-    entered = traces.traced(lambda: Predictor.from_pretrained(tiny_release, backend="torch")(cell))
-    assert "inference/predictor.py" in entered and "models/release.py" in entered
-    assert not any(name.startswith(("training/", "web/")) for name in entered)
 
 
 def test_long_functions_are_found(tmp_path: Path) -> None:
@@ -64,6 +52,7 @@ self.told = f(given=1)
     counted = density.densities(source, scripts=())
     assert list(counted) == ["data", "top", "all"]
     expected = {
+        "nodes": 84,
         "statements": 9,
         "several values": 1,
         "walrus": 1,
@@ -84,9 +73,22 @@ def test_each_limit_of_density_is_checked_by_itself() -> None:
         within.counts[kind] = int(2 * limit)
     within.counts["placeholders"] = density.MOST_PLACEHOLDERS
     assert density.faults_of_density(within) == []
-    for kind in (*density.LIMITS, "placeholders"):
+    within.counts["nodes"] = int(2000 * density.MOST_NODES_PER_STATEMENT)
+    assert density.faults_of_density(within) == []
+    for kind in (*density.LIMITS, "placeholders", "nodes"):
         above = density.Density(1, within.counts + Counter([kind]))
         assert len(density.faults_of_density(above)) == 1, kind
+
+
+def test_a_package_keeps_its_ceiling_of_nodes(tmp_path: Path) -> None:
+    source = _source(tmp_path, data__cells="a = 1\n", audit="b = 2\n", evaluation__plots="c = 3\n", files="d = 4\n")
+    nodes = density.nodes_by_group(source, scripts=())
+    assert {group: count for group, count in nodes.items() if count} == {"data": 5, "evaluation": 10, "top": 5}
+    assert density.faults_of_size(nodes) == []
+    nodes["data"] = density.NODE_CEILINGS["data"] + 1
+    assert density.faults_of_size(nodes) == [
+        f"data: {nodes['data']:,} nodes of the syntax tree, at most {nodes['data'] - 1:,}"
+    ]
 
 
 def test_a_constant_has_one_value_and_names_its_owner_where_it_is_imported(tmp_path: Path) -> None:
@@ -103,50 +105,43 @@ def test_a_constant_has_one_value_and_names_its_owner_where_it_is_imported(tmp_p
 
 
 def test_errors_say_what_cannot_be_used_by_their_class() -> None:
-    """Only errors of the disk are a bare `LeukoscopeError`, and for now those of the demo."""
-    may = {"files.py", "inference/scoring.py"}
+    """Only errors of the disk, and of a server that cannot start, are a bare `LeukoscopeError`."""
+    may = {"files.py", "inference/scoring.py", "demo/server.py"}
     bare = {
         path.relative_to(density.SOURCE).as_posix()
         for path in density.SOURCE.rglob("*.py")
         if "raise LeukoscopeError(" in path.read_text(encoding="utf-8")
     }
-    assert {name for name in bare if not name.startswith("web/")} <= may
+    assert bare <= may
 
 
 @pytest.mark.parametrize(
-    ("text", "numbers"),
+    ("name", "text", "numbers"),
     [
-        ("a {\n  color: red;\n}\n@media print {\n  a,\n  b {\n    margin: 0\n  }\n}\n", []),
-        ("a { color: red; }\n", [1]),
-        ("a {\n  color: red; margin: 0;\n}\n", [2]),
-        ("a {\n  color: red;\n} b {\n}\n", [3]),
-        ('a {\n  content: "; } {";\n  /* b { c } */\n  background: url(data:image/png;base64,x);\n}\n', []),
+        ("a.css", "a {\n  color: red;\n}\n@media print {\n  a,\n  b {\n    margin: 0\n  }\n}\n", []),
+        ("a.css", "a { color: red; }\n", [1]),
+        ("a.css", "a {\n  color: red; margin: 0;\n}\n", [2]),
+        ("a.css", "a {\n  color: red;\n} b {\n}\n", [3]),
+        ("a.css", 'a {\n  content: "; } {";\n  /* b { c } */\n  background: url(data:image/png;base64,x);\n}\n', []),
+        ("a.js", "a(); b()\n", [1]),
+        ("a.js", "a();\n;[b].forEach(c);\n", []),
+        ("a.js", "const f = () => { a(); b() }\n", [1]),
+        ("a.js", "const f = () => { a() }\nfor (let i = 0; i < 3; i++) {\n  f(i)\n}\n", []),
+        ("a.js", "const s = 'a; b' // c; d\nconst t = `x; ${f('y')}; w`\n", []),
+        ("a.js", f"const t = {'a' * 120}\n", [1]),
     ],
 )
-def test_packed_lines_of_a_style_are_found(text: str, numbers: list[int]) -> None:
-    assert packed.packed_css_lines(text) == numbers
+def test_packed_lines_are_found(tmp_path: Path, name: str, text: str, numbers: list[int]) -> None:
+    (tmp_path / name).write_text(text)
+    assert packed.packed_lines(tmp_path / name) == numbers
 
 
-@pytest.mark.parametrize(
-    ("text", "numbers"),
-    [
-        ("const a = 1\nlet [b, c] = [2, 3]\nf(a, b)\n", []),
-        ("const a = 1, b = 2\n", [1]),
-        ("a(); b()\n", [1]),
-        ("a();\n;[b].forEach(c);\n", []),
-        ("const f = () => { a(); b() }\n", [1]),
-        ("const f = () => { a() }\nif (x) { y = 1 }\nfor (let i = 0; i < 3; i++) {\n  f(i)\n}\n", []),
-        ("if (x) {\n  a(), b()\n}\n", [2]),
-        ("import {a, b} from './c'\nimport d, {e} from './f'\nexport {g, h}\n", []),
-        ("const o = {\n  a: 1, b: () => 2,\n  c: [3, 4],\n}\nconst p = {d, e}\n", []),
-        ("const s = 'a; b' // c; d\nconst t = `x; ${f(`${'y'}; z`)}; w`\n", []),
-        ("const r = a / b / c\nconst q = /;[;/] ,/g\n", []),
-        ("class A {\n  b() { return 1 }\n  c(d, e) {\n    f; g\n  }\n}\n", [4]),
-        ("return {a: 1, b: 2}\n", []),
-    ],
-)
-def test_packed_lines_of_a_script_are_found(text: str, numbers: list[int]) -> None:
-    assert packed.packed_js_lines(text) == numbers
+def test_text_beside_the_source_keeps_its_ceiling(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub/static_space.md").write_text(structure.TEXT_CEILINGS["hub/static_space.*"] * "line\n")
+    assert structure.faults_of_pages(tmp_path) == []
+    (tmp_path / "hub/static_space.html").write_text("line\n")
+    assert structure.faults_of_pages(tmp_path) == ["hub/static_space.*: 451 lines, at most 450"]
 
 
 def test_the_check_fails_with_the_faults_and_passes_without(

@@ -51,7 +51,7 @@ def _insert(file: Path, where: str, line: str, text: str) -> None:
     (place,) = (number for number, there in enumerate(lines) if line in there)
     if len(text.splitlines()) == 1:
         # A single line takes the indentation of its neighbour.
-        text = re.match(r"\s*", lines[place])[0] + text  # type: ignore[index]
+        text = re.match(r"\s*", lines[place])[0] + text.lstrip()  # type: ignore[index]
     lines.insert(place + (where == "below"), text if where == "below" else f"{text}\n\n")
     file.write_text("".join(lines))
 
@@ -91,7 +91,7 @@ def test_a_recipe_is_trained_to_a_release(copied: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_view_of_the_stage_is_one_entry(copied: Path) -> None:
-    follow("Add a view to the demo's stage", copied)
-    code = "from leukoscope.web.views import STAGE_VIEWS; print(*(view.label for view in STAGE_VIEWS.values()))"
-    assert run(copied, "-c", code).split() == ["Cell", "Turned", "Grey", "Changed", "Covered", "Map"]
+def test_a_figure_of_the_card_is_a_line(copied: Path) -> None:
+    follow("Add a figure to the demo's card", copied)
+    code = "from leukoscope.demo.answers import Card; print('seconds' in Card.__annotations__)"
+    assert run(copied, "-c", code).split() == ["True"]

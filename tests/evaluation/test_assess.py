@@ -17,13 +17,14 @@ from leukoscope import LeukoscopeError, progress
 from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.evaluation.assess import assess, predict_framed, recalibrate, with_intervals
+from leukoscope.evaluation.assess import assess, predictions_of, recalibrate, with_intervals
 from leukoscope.evaluation.baselines import size_only_out_of_fold
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import OUT_OF_DISTRIBUTION
 from leukoscope.inference.predictor import Predictor
+from leukoscope.models.metrics import Evaluation, Training
 from leukoscope.models.release import OOD_FILE, PREDICTIONS_FOLDER, write_json, write_metrics
 from leukoscope.models.weights import load_release
 from leukoscope.synthetic import phantom_cells
@@ -79,7 +80,7 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
     made_release: Path, cells: FramedCells
 ) -> None:
     before = load_release(made_release)
-    metrics = load_release(assess(made_release, cells)).metrics
+    metrics = load_release(assess(made_release, cells)).metrics.content()
     temperature = metrics["calibration"]["temperature"]
     assert temperature > 1.5, "predictions at .95 that are right at .8 are overconfident"
     # One temperature cannot make confidences between .9 and .999 equal, so some error is left.
@@ -104,31 +105,32 @@ def test_an_assessed_release_carries_its_evidence_and_ends_in_the_same_place_aga
     assert 0.5 < held_out["kept_share"] < 1
 
     again = load_release(assess(made_release))
-    assert again.metrics == metrics
+    assert again.metrics.content() == metrics
     with torch.inference_mode():
         assert torch.allclose(again.network(picture), once, atol=1e-6), "assessing twice folds it in once"
 
 
 def test_an_evaluation_of_subjects_with_cells_of_both_classes_has_intervals(cells: FramedCells) -> None:
-    block = {"name": "subject_cv", "estimates": "x", "split": {"disjoint_by": "subject"}}
+    block = Evaluation.model_validate({"name": "subject_cv", "split": {"disjoint_by": "subject"}})
     predictions = _predictions(cells)
     # A few cells of every subject are of the other class, most cells of one subject.
     mixed = np.arange(len(predictions.cell_ids)) % 5 == 0
     mixed ^= np.asarray(predictions.subjects) == predictions.subjects[0]
     references = np.where(mixed, 1 - predictions.references, predictions.references)
-    intervals = with_intervals(block, replace(predictions, references=references), {})["intervals"]
-    assert intervals.keys() == {"level", "draws", "seed", "by_cell", "by_subject"}
+    intervals = with_intervals(block, replace(predictions, references=references), Training()).intervals
+    assert intervals.content().keys() == {"level", "draws", "seed", "by_cell", "by_subject"}
 
 
 def test_size_alone_presumes_the_class_frequencies_that_the_release_does(cells: FramedCells) -> None:
-    block = {"name": "subject_cv", "estimates": "x", "split": {"disjoint_by": "subject"}}
+    block = Evaluation.model_validate({"name": "subject_cv", "split": {"disjoint_by": "subject"}})
     training = {"class_frequencies": {"ALL": 0.6, "HEM": 0.4}, "output_frequencies": {"ALL": 0.1, "HEM": 0.9}}
     predictions = _predictions(cells)
-    found = with_intervals(block, predictions, training)
+    found = with_intervals(block, predictions, Training.model_validate(training))
     shifted = size_only_out_of_fold(predictions, np.array([0.1, 0.9]))
     assert shifted is not None
-    assert found["size_only_baseline"]["accuracy"] == measure(shifted)["accuracy"]
-    assert found["metrics"]["accuracy"] == measure(predictions)["accuracy"]
+    assert found.size_only_baseline is not None
+    assert found.size_only_baseline.accuracy == measure(shifted)["accuracy"]
+    assert found.metrics.accuracy == measure(predictions)["accuracy"]
 
 
 def test_other_cells_are_refused(made_release: Path, cells: FramedCells) -> None:
@@ -142,7 +144,7 @@ def test_a_release_needs_out_of_fold_predictions(made_release: Path, cells: Fram
     if lacking == "predictions":
         shutil.rmtree(made_release / PREDICTIONS_FOLDER)
     else:
-        metrics = dict(load_release(made_release).metrics) | {"evaluations": []}
+        metrics = load_release(made_release).metrics.content() | {"evaluations": []}
         write_json(made_release / "metrics.json", metrics)
     with pytest.raises(LeukoscopeError, match=r"made: holds no out-of-fold predictions .* `leukoscope protocol` made$"):
         assess(made_release, cells)
@@ -189,35 +191,35 @@ def test_a_laboratory_gets_a_release_of_its_own(
     (drawn / "figures").mkdir()
     (drawn / "figures" / "roc.png").touch()
     earlier = {"calibration": {"temperature": 1.5}, "recalibration": {"previous_temperature": 2.0}}
-    write_metrics(drawn, {**source.metrics, **earlier})
+    write_metrics(drawn, source.metrics.changed(**earlier))
     new = load_release(recalibrate(drawn, cells, tmp_path / "ours"))
     assert not (tmp_path / "ours" / "figures").exists(), "it showed the thresholds before"
     told = {line.partition(":")[0] for line in capsys.readouterr().err.splitlines()}
     steps = {"predicting cells", "fitting temperature, thresholds and the rule for a subject"}
     assert told >= {*steps, "fitting the OOD detector", "intervals of evaluations"}, "no step is silent"
-    about = new.metrics["recalibration"]
+    about = new.metrics.content()["recalibration"]
     assert (about["from"], about["cells"], about["subjects"]) == ("released", 120, 10), "no path"
     assert about["data"] == "the author's own cells", "the reader of a card is not its author"
     assert about["previous_temperature"] == pytest.approx(3.0), "fine-tuning takes all of them out again"
     picture = torch.rand(2, 3, SIZE, SIZE)
     with torch.inference_mode():
-        scaled = source.network(picture) / new.metrics["calibration"]["temperature"]
+        scaled = source.network(picture) / new.metrics.content()["calibration"]["temperature"]
         assert torch.allclose(new.network(picture), scaled, atol=1e-6)
-    assert new.metrics["evaluations"][-1]["estimates"].startswith("these weights")
-    measured = new.metrics["evaluations"][-1]
+    assert new.metrics.content()["evaluations"][-1]["estimates"].startswith("these weights")
+    measured = new.metrics.content()["evaluations"][-1]
     for kind in ("by_subject", "by_cell"):
         interval = measured["intervals"][kind]["balanced_accuracy"]
         assert interval["low"] <= measured["metrics"]["balanced_accuracy"] <= interval["high"]
     known = measured["metrics"]["subjects"]
     assert set(known) == {f"local {k:02d}" for k in range(1, 11)}, "no subject id of the laboratory travels"
     limit = float(OodDetector.load(tmp_path / "ours" / OOD_FILE).limit)
-    assert limit == pytest.approx(new.metrics["ood"]["distance_limit"], rel=1e-5)
-    assert new.metrics["ood"]["held_out"]["subjects"] == 10
+    assert limit == pytest.approx(new.metrics.content()["ood"]["distance_limit"], rel=1e-5)
+    assert new.metrics.content()["ood"]["held_out"]["subjects"] == 10
 
 
 def test_predictions_keep_the_releases_order_of_classes(released: Path, few: FramedCells) -> None:
-    as_named = predict_framed(load_release(released), few)
-    swapped = predict_framed(load_release(released), _named(few, few.subjects, labels=("HEM", "ALL")))
+    as_named = predictions_of(load_release(released), few)
+    swapped = predictions_of(load_release(released), _named(few, few.subjects, labels=("HEM", "ALL")))
     assert as_named.label_names == swapped.label_names == ("ALL", "HEM")
     assert np.array_equal(as_named.references, 1 - swapped.references)
     assert np.allclose(as_named.probabilities, swapped.probabilities)
@@ -262,7 +264,7 @@ def test_training_cells_in_folders_of_another_name_are_refused(
     known = shutil.copytree(released, tmp_path / "known")
     (known / "predictions").mkdir()
     names = tuple(f"UID_{n}_all" for n in range(12))
-    predictions = replace(predict_framed(load_release(known), few), cell_ids=names)
+    predictions = replace(predictions_of(load_release(known), few), cell_ids=names)
     predictions.save(known / "predictions" / "subject_cv.parquet")
     with pytest.raises(LeukoscopeError, match=r"known: its own data contain 12 of these 12 cells, and"):
         recalibrate(known, few, tmp_path / "ours")

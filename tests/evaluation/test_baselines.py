@@ -10,6 +10,7 @@ import pytest
 from leukoscope.evaluation.baselines import (
     ALL_TOGETHER,
     TRIVIAL_FEATURES,
+    is_torn,
     shortcut_metrics,
     shortcut_predictions,
     size_only_out_of_fold,
@@ -62,10 +63,22 @@ def test_the_size_of_a_cell_on_black_is_found_and_the_background_left_out() -> N
         side = 20 + 12 * large + row % 5
         cell[10 : 10 + side, 10 : 10 + side] = 120
     found = balanced(cells, "black")
-    assert list(found) == ["size", "mean colour", ALL_TOGETHER]
+    assert list(found) == ["size", "outline", "mean colour", ALL_TOGETHER]
     assert found["size"] == 1 and found["mean colour"] == pytest.approx(0.5)
     empty = trivial_features(np.zeros((2, 32, 32, 3), np.uint8), "black")
     assert all(np.isfinite(values).all() for values in empty.values())
+
+
+def test_the_outline_of_a_cell_on_black_is_found_and_a_torn_one_is_told_apart() -> None:
+    cells = np.zeros((CELLS, 64, 64, 3), np.uint8)
+    y, x = np.mgrid[-32:32, -32:32]
+    for cell, (row, ragged) in zip(cells, enumerate(CLASSES), strict=True):
+        radius = 20 + row % 3 + 4 * ragged * np.cos(9 * np.arctan2(y, x))
+        cell[np.hypot(y, x) < radius] = 120
+    assert balanced(cells, "black")["outline"] == 1
+    two = np.zeros((64, 64, 3), np.uint8)
+    two[5:30, 5:30] = two[35:60, 35:60] = 120
+    assert is_torn(two) and not is_torn(cells[0]) and not is_torn(np.zeros_like(two))
 
 
 def test_predictions_cover_the_tested_cells_and_a_class_never_seen_gets_nothing() -> None:

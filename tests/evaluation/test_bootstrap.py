@@ -90,9 +90,9 @@ def test_subjects_are_drawn_whole_and_within_their_class() -> None:
 
 
 def test_naive_intervals_are_narrower_where_a_subject_s_cells_agree_and_a_seed_draws_the_same_again() -> None:
-    by_subject, by_cell = subject_intervals(clustered(), samples=500), cell_intervals(clustered(), samples=500)
-    assert by_subject == subject_intervals(clustered(), samples=500)
-    assert by_subject != subject_intervals(clustered(), samples=500, seed=1)
+    by_subject, by_cell = subject_intervals(clustered()), cell_intervals(clustered())
+    assert by_subject == subject_intervals(clustered())
+    assert by_subject != subject_intervals(clustered(), seed=1)
     recalls = {"recall_A_by_subject", "recall_B_by_subject"}
     assert set(by_subject) - set(by_cell) == {"subject_auroc", *BY_SUBJECT, *recalls}
     for key in by_cell:
@@ -101,7 +101,7 @@ def test_naive_intervals_are_narrower_where_a_subject_s_cells_agree_and_a_seed_d
 
 def test_both_intervals_agree_where_every_cell_is_a_subject_of_its_own() -> None:
     predictions = clustered(subjects=400, cells=1)
-    by_subject, by_cell = subject_intervals(predictions, samples=1000), cell_intervals(predictions, samples=1000)
+    by_subject, by_cell = subject_intervals(predictions), cell_intervals(predictions)
     for key in by_cell:
         assert width(by_subject[key]) == pytest.approx(width(by_cell[key]), rel=0.15), key
 
@@ -150,7 +150,7 @@ def test_a_class_without_cells_leaves_the_auroc_out() -> None:
     alone = predictions.take(np.flatnonzero(predictions.references == 0))
     plain = {"accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "recall_A"}
     assert set(point_metrics(alone)) == {*plain, *(f"{key}_by_subject" for key in plain)}
-    assert set(subject_intervals(alone, samples=50)) == set(point_metrics(alone))
+    assert set(subject_intervals(alone)) == set(point_metrics(alone))
 
 
 def test_a_subject_with_cells_of_two_classes_has_no_subject_auroc() -> None:
@@ -158,8 +158,8 @@ def test_a_subject_with_cells_of_two_classes_has_no_subject_auroc() -> None:
     mixed = replace(
         predictions, references=np.where(np.arange(360) % 30 == 0, 1 - predictions.references, predictions.references)
     )
-    assert "subject_auroc" in subject_intervals(predictions, samples=50)
-    assert "subject_auroc" not in subject_intervals(mixed, samples=50)
+    assert "subject_auroc" in subject_intervals(predictions)
+    assert "subject_auroc" not in subject_intervals(mixed)
 
 
 def test_cells_of_unknown_subject_are_refused_by_subject_only() -> None:
@@ -167,7 +167,7 @@ def test_cells_of_unknown_subject_are_refused_by_subject_only() -> None:
     unknown = replace(predictions, subjects=("", *predictions.subjects[1:]))
     with pytest.raises(LeukoscopeError, match="cell cell-0: its subject is not known; intervals by subject need"):
         subject_intervals(unknown)
-    assert cell_intervals(unknown, samples=50) == cell_intervals(predictions, samples=50)
+    assert cell_intervals(unknown) == cell_intervals(predictions)
 
 
 def test_a_class_that_one_subject_has_is_refused_and_one_that_many_have_is_not() -> None:
@@ -179,13 +179,13 @@ def test_a_class_that_one_subject_has_is_refused_and_one_that_many_have_is_not()
     with pytest.raises(LeukoscopeError, match=f"class B: only subject {first} has it; intervals by subject need two"):
         bootstrap_subjects(replace(predictions, references=in_first))
     mostly_in_first = np.where(subjects == first, 1, np.arange(len(subjects)) % 5 == 0).astype(int)
-    found = subject_intervals(replace(predictions, references=mostly_in_first), samples=50)
+    found = subject_intervals(replace(predictions, references=mostly_in_first))
     assert found["recall_B"]["low"] < found["recall_B"]["high"]
 
 
 def test_where_subjects_are_known_cells_that_are_resampled_have_no_auroc_at_equal_size() -> None:
     predictions = replace(clustered(subjects=4), areas=np.random.default_rng(0).uniform(size=240))
-    assert "auroc_equal_size" in subject_intervals(predictions, samples=20)
-    assert "auroc_equal_size" not in cell_intervals(predictions, samples=20), "it weighs subjects"
+    assert "auroc_equal_size" in subject_intervals(predictions)
+    assert "auroc_equal_size" not in cell_intervals(predictions), "it weighs subjects"
     unknown = replace(predictions, subjects=("",) * 240)
-    assert "auroc_equal_size" in cell_intervals(unknown, samples=20)
+    assert "auroc_equal_size" in cell_intervals(unknown)

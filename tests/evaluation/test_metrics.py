@@ -61,6 +61,12 @@ def test_metrics_are_those_worked_out_by_hand(metrics: dict[str, object]) -> Non
     assert json.loads(json.dumps(metrics)) == metrics, "plain numbers"
 
 
+def test_cells_are_counted_in_whole_numbers_where_none_is_right() -> None:
+    wrong = measure(two_class([0, 0, 1], [0.1, 0.2, 0.9], ["a", "b", "H1"]))
+    supports = [row["support"] for row in wrong["per_class"].values()]
+    assert wrong["accuracy"] == 0 and list(map(repr, supports)) == ["2", "1"]
+
+
 def test_a_subject_with_cells_of_two_classes_has_the_class_of_most_of_them() -> None:
     predictions = two_class([0, 1, 1, 1, 0], [0.9, 0.2, 0.4, 0.3, 0.6], ["b", "b", "b", "a", "a"])
     labels = {subject: one["label"] for subject, one in measure(predictions)["subjects"].items()}
@@ -255,17 +261,16 @@ def test_the_metric_combines_with_others_and_takes_batches(ten: CellPredictions,
     assert batched["cells_auroc"] == pytest.approx(metrics["auroc"])
 
 
-@pytest.mark.parametrize("areas", [False, True])
-def test_with_subjects_as_references_the_metric_gives_the_figures_of_measure(areas: bool) -> None:
-    cells = _uneven() if areas else replace(_uneven(), areas=None)
-    metric = cell_metric(cells.label_names, subjects=True, areas=areas)
+def test_with_subjects_as_references_the_metric_gives_the_figures_of_measure() -> None:
+    cells = _uneven(areas=False)
+    metric = cell_metric(cells.label_names, subjects=True)
     references = references_of(cells)
     half = len(references) // 2
     for part in (slice(0, half), slice(half, None)):
         metric.add_batch(predictions=cells.probabilities[part], references=references[part])
     figures = metric.compute()
     assert figures == measure(cells)
-    assert figures["accuracy_by_subject"] is not None and ("auroc_equal_size" in figures) is areas
+    assert figures["accuracy_by_subject"] is not None
 
 
 def test_the_metric_writes_nothing_so_that_no_cache_can_stop_it(

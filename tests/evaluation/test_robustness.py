@@ -10,26 +10,20 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from drawn import save_cell
 from leukoscope import LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.changes import PICTURE_CHANGES
-from leukoscope.data.images import UnreadableImage
+from leukoscope.data.images import open_encoded
+from leukoscope.data.loading import load_cells
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.evaluation.calibration import OUT_OF_FOLD
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.evaluation.robustness import (
-    DecidedCells,
-    UnseenCells,
-    even_sample,
-    measure_robustness,
-    opener,
-    robustness_block,
-    robustness_of_folds,
-)
+from leukoscope.evaluation.robustness import even_sample, measure_robustness, robustness_block, robustness_of_folds
 from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.release import read_metrics, read_release, write_metrics
-from leukoscope.synthetic import phantom_cells
+from leukoscope.synthetic import NATIVE_SIZE
 
 SUBJECTS = ("1", "1", "1", "1", "2", "2", "H1", "H1", "H1", "H2")
 REFERENCES = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
@@ -42,10 +36,10 @@ AFTER_OUTCOMES = (
 )
 
 
-def _decided(blast: np.ndarray, outcomes: tuple[str, ...], subjects: tuple[str, ...] = SUBJECTS) -> DecidedCells:
+def _decided(blast: np.ndarray, outcomes: tuple[str, ...], subjects: tuple[str, ...] = SUBJECTS) -> CellPredictions:
     ids = tuple(f"cell-{i}" for i in range(len(blast)))
     shares = np.stack([blast, 1 - blast], axis=1)
-    return DecidedCells(CellPredictions(ids, subjects, REFERENCES, shares, ("ALL", "HEM")), outcomes)
+    return CellPredictions(ids, subjects, REFERENCES, shares, ("ALL", "HEM"), outcomes=outcomes)
 
 
 def test_the_block_is_that_of_a_plain_loop_over_ten_cells() -> None:
@@ -53,7 +47,7 @@ def test_the_block_is_that_of_a_plain_loop_over_ten_cells() -> None:
         _decided(BEFORE, BEFORE_OUTCOMES),
         {"size_up_10": _decided(AFTER, AFTER_OUTCOMES)},
         estimates="networks of a test",
-    )
+    ).content()
     row = block["changes"]["size_up_10"]
 
     cells = [i for i in range(10) if BEFORE_OUTCOMES[i] not in ("out of distribution", "not a cell")]
@@ -88,7 +82,7 @@ def test_the_block_is_that_of_a_plain_loop_over_ten_cells() -> None:
 
 def test_a_change_that_changes_nothing_is_zero_with_an_interval_of_zero() -> None:
     same = _decided(BEFORE, BEFORE_OUTCOMES)
-    row = robustness_block(same, {"half_resolution": same}, estimates="")["changes"]["half_resolution"]
+    row = robustness_block(same, {"half_resolution": same}, estimates="").content()["changes"]["half_resolution"]
     assert row["changed"] == 0
     assert row["directions"] == []
     assert row["intervals"]["changed"] == {"low": 0, "high": 0}
@@ -103,15 +97,14 @@ def test_intervals_resample_subjects() -> None:
     flips = np.isin(np.asarray(subjects), [f"{'H' * (i % 2)}{i}" for i in range(6)])
     ids = tuple(f"cell-{i}" for i in rng.permutation(200))
 
-    def decided(p: np.ndarray) -> DecidedCells:
+    def decided(p: np.ndarray) -> CellPredictions:
         shares = np.stack([p, 1 - p], axis=1)
         labels = ("ALL", "HEM")
-        return DecidedCells(
-            CellPredictions(ids, subjects, references, shares, labels), tuple(labels[int(x < 0.5)] for x in p)
-        )
+        outcomes = tuple(labels[int(x < 0.5)] for x in p)
+        return CellPredictions(ids, subjects, references, shares, labels, outcomes=outcomes)
 
     changed = decided(np.where(flips, 1 - blast, blast))
-    row = robustness_block(decided(blast), {"size_up_5": changed}, estimates="")["changes"]["size_up_5"]
+    row = robustness_block(decided(blast), {"size_up_5": changed}, estimates="").content()["changes"]["size_up_5"]
     assert row["class_changed"] == pytest.approx(0.3)
     interval = row["intervals"]["class_changed"]
     # Cells as such would give ± .06, 20 subjects give ± .2.
@@ -123,7 +116,7 @@ def test_without_subjects_every_cell_weighs_the_same_and_no_interval_is_given() 
     nobody = ("",) * 10
     block = robustness_block(
         _decided(BEFORE, BEFORE_OUTCOMES, nobody), {"size_up_10": _decided(AFTER, AFTER_OUTCOMES, nobody)}, estimates=""
-    )
+    ).content()
     assert block["weighted_by"] == "cell"
     assert block["intervals"] is None
     row = block["changes"]["size_up_10"]
@@ -149,29 +142,24 @@ def test_a_sample_has_every_subject_alike_and_begins_with_the_smaller_one() -> N
     assert len(set(even_sample(subjects, 1000).tolist())) == 73
 
 
-@pytest.fixture(scope="module")
-def phantoms() -> tuple[dict[str, Image.Image], tuple[str, ...], np.ndarray]:
-    """Four phantoms of three subjects."""
-    drawn = list(phantom_cells(subjects_per_class=2, cells_per_subject=2))[1:5]
-    pictures = {f"cell-{i}": Image.fromarray(phantom.image) for i, phantom in enumerate(drawn)}
-    labels = np.array([("ALL", "HEM").index(phantom.label) for phantom in drawn])
-    return pictures, tuple(phantom.subject for phantom in drawn), labels
+def _pictures(data: LoadedCells, ids: list[str]) -> dict[str, Image.Image]:
+    rows = data.rows
+    row_of = {cell: row for row, cell in enumerate(rows["cell_id"][:])}
+    return {cell: open_encoded(rows[row_of[cell]]["image"], cell) for cell in ids}
 
 
-def test_two_parts_are_predicted_as_by_hand(
-    watched_release: Path, phantoms: tuple[dict[str, Image.Image], tuple[str, ...], np.ndarray]
-) -> None:
-    pictures, subjects, references = phantoms
-    predictor, ids = Predictor.from_pretrained(watched_release), tuple(pictures)
-    parts = [
-        UnseenCells(
-            predictor, ids[rows], subjects[rows], references[rows], ("HEM", "ALL"), (1, 0), pictures.__getitem__
-        )
-        for rows in (slice(0, 3), slice(3, 4))
-    ]
-    # The data set has the classes in another order than the release.
-    parts = [UnseenCells(**{**vars(part), "references": 1 - part.references}) for part in parts]
-    block = measure_robustness(parts, estimates="", at_most=100)
+def test_two_parts_are_predicted_as_by_hand(watched_release: Path, tmp_path: Path) -> None:
+    for label, subject, cell in (("ALL", 0, 1), ("ALL", 1, 0), ("ALL", 1, 1), ("HEM", 0, 0)):
+        file = tmp_path / label / f"{label}{subject}_{cell}.png"
+        save_cell(file, label, subject=subject, cell=cell, size=NATIVE_SIZE)
+    data = load_cells("imagefolder", tmp_path, subject_pattern=r"/(?P<subject>\w+)_")
+    predictor, ids, subjects = (
+        Predictor.from_pretrained(watched_release),
+        data.train["cell_id"][:],
+        data.train["subject"][:],
+    )
+    pictures = _pictures(data, ids)
+    block = measure_robustness([(predictor, ids[:3]), (predictor, ids[3:])], data, estimates="", at_most=100).content()
     assert block["sample"] == {"cells": 4, "drawn_from": 4, "seed": 0}
     assert set(block["changes"]) == set(PICTURE_CHANGES)
 
@@ -192,20 +180,14 @@ def test_two_parts_are_predicted_as_by_hand(
             assert block["changes"][name][key] == pytest.approx(by_subject), (name, key)
 
 
-def test_a_picture_that_cannot_be_opened_is_named(
-    tiny_release: Path, phantoms: tuple[dict[str, Image.Image], tuple[str, ...], np.ndarray]
-) -> None:
-    pictures, subjects, references = phantoms
-
-    def open_cell(cell: str) -> Image.Image:
-        if cell == "cell-1":
-            raise UnreadableImage(f"cell {cell}: is damaged; copy it again")
-        return pictures[cell]
-
-    predictor = Predictor.from_pretrained(tiny_release)
-    part = UnseenCells(predictor, tuple(pictures), subjects, references, ("ALL", "HEM"), (0, 1), open_cell)
-    with pytest.raises(LeukoscopeError, match="cell cell-1: is damaged"):
-        measure_robustness([part], estimates="")
+def test_a_picture_that_cannot_be_opened_is_named(tiny_release: Path, tmp_path: Path) -> None:
+    for number, label in enumerate(("ALL", "HEM") * 2):
+        save_cell(tmp_path / label / f"{number}.png", label, subject=number, size=40)
+    damaged = tmp_path / "ALL" / "2.png"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    data = load_cells("imagefolder", tmp_path)
+    with pytest.raises(LeukoscopeError, match=f"{damaged}: "):
+        measure_robustness([(Predictor.from_pretrained(tiny_release), data.train["cell_id"])], data, estimates="")
 
 
 def test_each_fold_refuses_by_a_detector_that_has_not_seen_its_subjects_and_decides_as_the_release(
@@ -219,7 +201,7 @@ def test_each_fold_refuses_by_a_detector_that_has_not_seen_its_subjects_and_deci
         "calibration": {"temperature": 0.5},
         "decisions": {"abstention": {"default": {"threshold": 0.51, "target_risk": 0.1}}},
     }
-    write_metrics(release, {**read_metrics(release), **decides})
+    write_metrics(release, read_metrics(release).changed(**decides))
     ids = tuple(phantom_data.train["cell_id"])
     rows = cells.rows(ids)
     subjects = np.asarray(cells.subjects)
@@ -231,18 +213,18 @@ def test_each_fold_refuses_by_a_detector_that_has_not_seen_its_subjects_and_deci
         chance = np.full((len(mine), 2), 0.5)
         of = tuple(subjects[rows[mine]])
         folds.append((tiny_release, CellPredictions(some, of, cells.labels[rows[mine]], chance, ("ALL", "HEM"))))
-    block = robustness_of_folds(release, folds, cells, at_most=6)
+    block = robustness_of_folds(release, folds, cells, at_most=6).content()
 
     tested = [(number, row) for number, (_, fold) in enumerate(folds) for row in range(len(fold.cell_ids))]
     drawn = np.sort(even_sample([folds[number][1].subjects[row] for number, row in tested], 6))
     statistics = np.stack([picture_statistics(cell) for cell in cells.pixels])
-    refused, opened = {name: 0 for name in PICTURE_CHANGES}, opener(phantom_data)
+    refused, pictures = {name: 0 for name in PICTURE_CHANGES}, _pictures(phantom_data, list(ids))
     left_out = 0
     for number, row in (tested[i] for i in drawn):
         fold = folds[number][1]
         others = [r for r in rows if subjects[r] not in fold.subjects]
         detector, _ = fit_detector(statistics[others], subjects[others].tolist())
-        picture = opened(fold.cell_ids[row])
+        picture = pictures[fold.cell_ids[row]]
         if detector.scores(preprocessing.frame(picture)[None])[0] > 1:
             left_out += 1
             continue

@@ -14,9 +14,22 @@ from sklearn.metrics import roc_auc_score
 
 from leukoscope.evaluation import subjects as module
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.evaluation.subjects import least_cells, measure_subject_rule, subject_rule_block
-from leukoscope.models.release import Metrics
-from leukoscope.reports.formatting import fraction, with_span
+from leukoscope.evaluation.subjects import least_cells, measure_subject_rule, subject_rule_block, why_no_rule
+from leukoscope.inference.subject import SubjectRule
+from leukoscope.models.metrics import Metrics, Rate, SubjectRuleBlock
+from leukoscope.reports.tables import fraction, with_span
+
+
+def rule_of(block: dict[str, Any]) -> SubjectRule:
+    rule = SubjectRule.from_metrics(Metrics.model_validate({"subject_rule": block}), ("ALL", "HEM"))
+    assert rule is not None
+    return rule
+
+
+def block_of(predictions: CellPredictions, **options: Any) -> SubjectRuleBlock:
+    block = subject_rule_block(predictions, "ALL", **options)
+    assert block is not None
+    return block
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +64,7 @@ def _made_subjects(
 def test_the_block_can_be_read_and_says_who_is_wrong() -> None:
     logits = _made_subjects(2.0)
     logits["HEM3"] += 5.0  # on the other side
-    block = subject_rule_block(_predictions(logits), "ALL", temperature=2.0)
+    block = block_of(_predictions(logits), temperature=2.0).content()
 
     Metrics.model_validate({"subject_rule": json.loads(json.dumps(block))})
     outcomes = {name: one["outcome"] for name, one in block["subjects"].items() if one["outcome"] != one["label"]}
@@ -77,7 +90,7 @@ def test_the_judged_subject_takes_no_part_in_its_own_rule(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(module, "_fit_rule", noting)
     logits = _made_subjects(1.0, subjects=5)
-    subject_rule_block(_predictions(logits), "ALL")
+    block_of(_predictions(logits))
     # One rule a subject, without that subject, and the rule to ship.
     assert sorted(next(iter(logits.keys() - names)) for names in seen[:-1]) == sorted(logits)
     assert seen[-1] == set(logits)
@@ -85,7 +98,9 @@ def test_the_judged_subject_takes_no_part_in_its_own_rule(monkeypatch: pytest.Mo
 
 def _curve_of(logits: dict[str, np.ndarray]) -> dict[int, tuple[float, float]]:
     subjects = module._subjects(_predictions(logits), "ALL")
-    curve = module._curve(subjects, [module._fit_rule(subjects, "ALL")] * len(subjects))
+    rules = [module._fit_rule(subjects, ("ALL", "HEM"), "ALL")] * len(subjects)
+    truth = np.array([subject.positive for subject in subjects])
+    curve = module._curve(subjects, rules, truth, (module._scores(subjects, rules) >= 0.5) == truth)
     return {cells: (few, every) for cells, few, every in curve}
 
 
@@ -94,15 +109,15 @@ def test_more_cells_tell_subjects_apart_better_and_the_curve_says_from_how_many_
     curve = _curve_of(logits)
     assert list(curve) == [1, 3, 5, 10, 20, 50]
     assert curve[1][0] < 0.8 < 0.95 < curve[20][0]
-    assert subject_rule_block(_predictions(logits), "ALL")["least_cells"] > 1
+    assert block_of(_predictions(logits)).least_cells > 1
 
 
 def test_where_no_number_of_cells_is_enough_the_block_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     predictions = _predictions(_made_subjects(2.0))
-    block = subject_rule_block(predictions, "ALL")
+    block = block_of(predictions).content()
     assert block["least_cells"] < 20 and block["least_cells_suffice"] is True
     monkeypatch.setattr(module, "MAY_LOSE", -1.0)
-    block = subject_rule_block(predictions, "ALL")
+    block = block_of(predictions).content()
     assert (block["least_cells"], block["least_cells_suffice"]) == (20, False), "the largest number tried"
     assert "too few cells" not in {one["outcome"] for one in block["subjects"].values()}
 
@@ -111,8 +126,8 @@ def test_size_alone_is_measured_by_the_same_rule_on_the_same_subjects() -> None:
     logits = _made_subjects(2.0)
     logits["HEM3"] += 5.0  # on the other side
     predictions, size_only = _predictions(_made_subjects(2.0)), _predictions(logits)
-    block = subject_rule_block(predictions, "ALL", size_only=size_only)
-    alone, own = block["size_only"], subject_rule_block(size_only, "ALL")["measured"]
+    block = block_of(predictions, size_only=size_only).content()
+    alone, own = block["size_only"], block_of(size_only).content()["measured"]
     assert alone == {key: own[key] for key in ("auroc", "sensitivity", "specificity")} | {
         "difference": alone["difference"]
     }
@@ -120,16 +135,17 @@ def test_size_alone_is_measured_by_the_same_rule_on_the_same_subjects() -> None:
     assert found["difference"] == pytest.approx(block["measured"]["auroc"]["value"] - own["auroc"]["value"])
     assert found["low"] <= found["difference"] <= found["high"] and found["difference"] > 0
     Metrics.model_validate({"subject_rule": json.loads(json.dumps(block))})
-    assert "size_only" not in subject_rule_block(predictions, "ALL")
+    assert block_of(predictions).size_only is None
 
 
 def test_of_nobody_there_is_no_share() -> None:
-    block = subject_rule_block(_predictions(_made_subjects(2.0)), "ALL") | {"least_cells": 99}
-    judged = measure_subject_rule(_predictions(_made_subjects(2.0)), {"subject_rule": block})
+    block = block_of(_predictions(_made_subjects(2.0))).content() | {"least_cells": 99}
+    judged = measure_subject_rule(_predictions(_made_subjects(2.0)), rule_of(block))
     assert judged is not None and judged["given_a_class"] == 0
     nothing = {"share": None, "low": None, "high": None, "right": 0, "of": 0}
     assert judged["sensitivity"] == judged["specificity"] == nothing
-    assert fraction(nothing) == "0 of 0" and with_span(nothing, "share") == "–"
+    rate = Rate.model_validate(nothing)
+    assert fraction(rate) == "0 of 0" and with_span(rate, "share") == "–"
 
 
 def test_a_dip_at_many_cells_is_not_passed_over() -> None:
@@ -143,17 +159,26 @@ def test_subjects_with_too_few_cells_are_left_out_of_the_curve_and_get_no_class(
     few = {"ALL": np.ones(2), "HEM": -np.ones(2)}
     assert _curve_of(few).keys() == {1}, "of more cells, no subject is left"
     assert _curve_of(few | logits).keys() == _curve_of(logits).keys()
-    block = subject_rule_block(_predictions(few | logits), "ALL")
+    block = block_of(_predictions(few | logits)).content()
     assert block["least_cells"] > 2
     assert block["subjects"]["ALL"]["outcome"] == "too few cells"
     assert block["measured"]["given_a_class"] <= 10
 
 
 @pytest.mark.parametrize(
-    "why", ["three classes", "no positive class", "unknown subject", "two classes in a subject", "few subjects"]
+    ("why", "said"),
+    [
+        ("three classes", "it needs two classes, and there are 3"),
+        ("no positive class", "neither class is the positive one (name it with --positive_label)"),
+        ("unknown subject", "the subject of a cell is not known (name subjects with --subject_pattern"),
+        ("two classes in a subject", "a subject has cells of both classes"),
+        ("few subjects", "it needs 3 validation subjects of each class, and there are 2 of ALL and 2 of HEM (gather "),
+    ],
 )
-def test_no_block_where_subjects_cannot_be_measured(why: str, calibrated_cells: Callable[..., CellPredictions]) -> None:
-    logits = _made_subjects(1.0, subjects=3 if why == "few subjects" else 6)
+def test_no_block_where_subjects_cannot_be_measured(
+    why: str, said: str, calibrated_cells: Callable[..., CellPredictions]
+) -> None:
+    logits = _made_subjects(1.0, subjects=2 if why == "few subjects" else 6)
     predictions = _predictions(logits)
     if why == "three classes":
         predictions = calibrated_cells(300, classes=3)
@@ -161,12 +186,15 @@ def test_no_block_where_subjects_cannot_be_measured(why: str, calibrated_cells: 
         predictions = replace(predictions, subjects=("", *predictions.subjects[1:]))
     elif why == "two classes in a subject":
         predictions.references[0] = 1
-    assert subject_rule_block(predictions, "" if why == "no positive class" else "ALL") == {}
+    positive = "" if why == "no positive class" else "ALL"
+    assert subject_rule_block(predictions, positive) is None
+    reason = why_no_rule(predictions.subjects, predictions.references, predictions.label_names, positive)
+    assert reason.startswith(said)
 
 
 def test_the_rule_stands_on_the_scale_of_the_release() -> None:
     predictions = _predictions(_made_subjects(1.0))
-    as_they_are, scaled = (subject_rule_block(predictions, "ALL", temperature=t) for t in (1.0, 2.0))
+    as_they_are, scaled = (block_of(predictions, temperature=t).content() for t in (1.0, 2.0))
     assert scaled["rule"]["coefficients"] == pytest.approx(
         [2 * c for c in as_they_are["rule"]["coefficients"]], rel=1e-4
     )
@@ -177,7 +205,7 @@ def test_a_release_judges_subjects_by_its_own_rule() -> None:
     rule = {"pooling": "quantiles", "coefficients": [0.2] * 5, "intercept": 0.0}
     block = {"positive_label": "ALL", "rule": rule, "least_cells": 3, "measured": {"error_rate": {}}}
     logits = {"ALL0": np.full(5, 2.0), "ALL1": np.full(5, -2.0), "ALL2": np.full(2, 2.0), "HEM0": np.full(5, -1.0)}
-    judged = measure_subject_rule(_predictions(logits), {"subject_rule": block})
+    judged = measure_subject_rule(_predictions(logits), rule_of(block))
     assert judged is not None
     assert (len(judged["subjects"]), judged["given_a_class"]) == (4, 3)
     assert (judged["sensitivity"]["right"], judged["sensitivity"]["of"]) == (1, 2)
@@ -185,4 +213,3 @@ def test_a_release_judges_subjects_by_its_own_rule() -> None:
     assert {name: one["outcome"] for name, one in judged["subjects"].items()} == {
         "ALL0": "ALL", "ALL1": "HEM", "ALL2": "too few cells", "HEM0": "HEM",
     }  # fmt: skip
-    assert measure_subject_rule(_predictions(logits), {}) is None

@@ -101,7 +101,7 @@ def test_the_default_threshold_errs_as_often_as_it_may_and_no_more(predictions: 
     assert np.average(by_class, weights=cells) == pytest.approx(default["coverage"])
     for name, interval in default["intervals"].items():
         assert interval["low"] < default[name] < interval["high"]
-    flat = tuple(replace(one, temperature=30.0) for one in left_out)
+    flat = dict.fromkeys(left_out, 30.0)
     judged = abstention(predictions, flat, boot)["default"]["coverage"]
     assert judged == pytest.approx(default["coverage"], abs=0.01), "cells and threshold have the others' temperature"
 
@@ -122,12 +122,13 @@ def test_coverage_and_risk_by_subject_are_those_worked_out_by_hand() -> None:
 def test_the_block_says_what_it_rests_on_and_holds_plain_numbers(
     predictions: CellPredictions, calibrated_cells: Maker
 ) -> None:
-    block = decision_block(predictions)
+    block = decision_block(predictions, leave_one_subject_out(predictions)).content()
 
     assert block["estimates"] == "recipe (cross-validated)"
     assert block["fitted_on"] == {"cells": 3000, "subjects": {"ALL": 12, "HEM": 12}}
     assert json.loads(json.dumps(block, allow_nan=False)) == block
-    blocks = decision_block(calibrated_cells(600, classes=3, subjects=4), unit="block")
+    three = calibrated_cells(600, classes=3, subjects=4)
+    blocks = decision_block(three, leave_one_subject_out(three), unit="block").content()
     assert blocks["judged_on"] == "each block with the temperature and thresholds fitted on all other blocks"
     assert set(blocks["abstention"]["default"]["per_class"]) == {"ALL", "HEM", "OTHER"}
 

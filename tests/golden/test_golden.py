@@ -57,7 +57,7 @@ def answers(name: str, pictures: dict[str, Image.Image]) -> tuple[dict[str, Any]
     predictor = Predictor.from_pretrained(RELEASES / name, backend="torch")
     said, maps = {}, {}
     for shown, picture in pictures.items():
-        one, eight = predictor(picture), predictor(picture, explain=True, tta=True, method="evidence")
+        one, eight = predictor(picture), predictor(picture, explain=True, tta=True)
         said[shown] = {"outcome": one.outcome, "one view": one.probabilities, "eight views": eight.probabilities}
         assert eight.heatmaps is not None
         strongest = max(eight.probabilities, key=eight.probabilities.__getitem__)

@@ -23,14 +23,7 @@ from typer.testing import CliRunner
 from hub_server import READ_TOKEN, Fault, Hub
 from leukoscope import LeukoscopeError, api
 from leukoscope.cli import app
-from leukoscope.hub.publish import (
-    Destination,
-    check_can_publish,
-    is_release_file,
-    publish,
-    release_contents,
-    unpublished_files,
-)
+from leukoscope.hub.publish import Destination, check_can_publish, is_release_file, publish, release_contents
 from leukoscope.inference.ood import OodDetector
 from leukoscope.reports.card import CARD_PLOTS, draw_examples, render_card
 from leukoscope.synthetic import draw_cell
@@ -143,9 +136,7 @@ def test_without_a_network_nothing_is_trained_or_lost(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(LeukoscopeError) as refused:
         check_can_publish(HERE)
-    assert str(refused.value) == (
-        "lab/cells: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE), or train without --push_to_hub"
-    )
+    assert re.fullmatch(r"lab/cells: the Hub does not answer \(.+\); try again", str(refused.value))
     with pytest.raises(LeukoscopeError, match=r"^lab/cells: publishing failed: the Hub does not answer \(.+\); try ag"):
         publish(whole_release, HERE)
     assert (hub.requests, contents(whole_release)) == ([], before)
@@ -155,7 +146,7 @@ def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, h
     monkeypatch.setattr("leukoscope.models.hub_download.HUB_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(LeukoscopeError, match="^lab/cells: the Hub cannot be reached"):
+        with pytest.raises(LeukoscopeError, match="^lab/cells: the Hub does not answer"):
             check_can_publish(HERE)
 
 
@@ -180,13 +171,11 @@ def test_a_release_arrives_whole_in_one_commit_and_twice_is_sent_once(hub: Hub, 
     first = publish(whole_release, HERE)
     assert titles(hub) == ["Publish release", "initial commit"]
     assert published(hub) == as_published(whole_release)
-    assert first.is_new
     assert str(first) == f"{hub.url}/lab/cells (commit {hub.repository('lab/cells').at('main').oid[:12]})"
     hub.requests.clear()
     second = publish(whole_release, HERE)
     assert sent(hub) == []
-    assert (second.commit, second.is_new) == (first.commit, False)
-    assert str(second).endswith("; these files were there already, nothing was sent)")
+    assert second == first
 
 
 def test_a_new_version_sends_what_changed_and_removes_what_is_gone(hub: Hub, whole_release: Path) -> None:
@@ -236,9 +225,7 @@ def test_under_a_tag_that_is_taken_nothing_is_sent(hub: Hub, whole_release: Path
     for refused_by in (lambda: publish(whole_release, tagged), lambda: check_can_publish(tagged)):  # before training
         with pytest.raises(LeukoscopeError) as refused:
             refused_by()
-        assert str(refused.value) == (
-            f"lab/cells: has the tag v1 already (commit {first.commit[:12]}), and tags are not moved; name another one"
-        )
+        assert str(refused.value) == ("lab/cells: has the tag v1 already, and tags are not moved; name another one")
     assert hub.repository("lab/cells").tags == {"v1": first.commit}
     assert titles(hub) == ["Publish release", "initial commit"]
 
@@ -363,7 +350,7 @@ RELEASES = sorted(path.parent for path in (Path(__file__).parents[2] / "model_ca
 PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"WEBPVP8")
 
 
-def put_cells(release: Path) -> list[str]:
+def put_cells(release: Path) -> None:
     """Leave cell images all over a release's folder, as somebody's script may."""
     cell = Image.fromarray(draw_cell("ALL", subject=1, cell=0, size=64, background="black").image)
     names = ["UID_1_1_1_all.png", "figures/UID_all.png", "figures/cells/roc.png", "predictions/UID_all.webp"]
@@ -371,16 +358,14 @@ def put_cells(release: Path) -> list[str]:
         (release / name).parent.mkdir(parents=True, exist_ok=True)
         cell.save(release / name)
     (release / "cells.npz").write_bytes(b"pixels")
-    return sorted([*names, "cells.bmp", "cells.npz"])
 
 
 def test_pictures_that_lie_about_stay_at_home(hub: Hub, whole_release: Path) -> None:
     before = set(release_contents(whole_release))
-    left = put_cells(whole_release)
+    put_cells(whole_release)
     publish(whole_release, Destination("lab/cells"))
     drawn = {"examples/phantom_ALL.png", "examples/phantom_HEM.png"}
     assert set(hub.repository("lab/cells").at("main").files) - {".gitattributes"} == before | drawn
-    assert sorted(unpublished_files(whole_release)) == left
 
 
 @pytest.mark.parametrize(
@@ -419,7 +404,7 @@ def test_the_releases_of_this_repository_hold_no_pixels(release: Path) -> None:
             with safe_open(path, "pt") as tensors:
                 kinds = {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
             assert kinds <= {"F16", "F32", "F64", "I64"}, "bytes may be pixels"
-    assert unpublished_files(release) == []
+    assert len([path for path in release.rglob("*") if path.is_file()]) == len(release_contents(release))
 
 
 def test_only_what_a_release_may_have_is_removed_from_a_repository() -> None:

@@ -65,8 +65,7 @@ def test_one_command_publishes_everything_and_again_changes_nothing(
         assert f'model="{model}"' in card
         assert "path/to" not in card
         ModelCard(card).validate()
-    on_the_page = json.loads(hub.content(spaces[0], "releases.json"))["models"]
-    assert [model["name"] for model in on_the_page] == models, "the default model answers when the page opens"
+    assert models[0] in hub.content(spaces[0], "index.html").decode()
     assert hub.repository(spaces[1]).hardware == "zero-a10g"
     assert hub.content(spaces[1], "models.txt").decode() == "".join(f"{model}@{TAG}\n" for model in models)
     benchmark = "lab/cnmc2019-subjects"
@@ -79,7 +78,6 @@ def test_one_command_publishes_everything_and_again_changes_nothing(
     assert not [request for request in hub.requests if request.startswith("PUT") or "/commit/" in request]
     again = capsys.readouterr().out
     assert f"{hub.url}/{models[0]} (has the tag {TAG} already; to publish changes, raise the version)\n" in again
-    assert again.count("; these files were there already, nothing was sent)") == len(spaces) + 1
 
 
 def test_an_interrupted_command_is_gone_on_with(
@@ -122,7 +120,7 @@ def test_the_benchmark_is_a_data_set_without_pictures(hub: Hub, capsys: pytest.C
     metadata = json.loads(hub.content(f"datasets/{id}", "croissant.json"))
     assert metadata["url"] == f"{hub.url}/datasets/{id}"
     publish.publish_benchmark("lab")
-    assert "; these files were there already, nothing was sent)" in capsys.readouterr().out
+    assert hub.repository(f"datasets/{id}").branches["main"] == commit
 
 
 def test_no_picture_gets_into_a_data_set(hub: Hub, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class Api:
                 "siblings": [
                     {"rfilename": path} | ({"size": file.size} if blobs else {}) for path, file in commit.files.items()
                 ],
-                "lastModified": commit.date,
+                "lastModified": "2026-01-01T00:00:00.000Z",
             }
         )
 
@@ -127,15 +127,6 @@ class Api:
         repository = self._repository(request, id)
         _require_write(request, id)
         return repository
-
-    async def bucket(self, request: Request, id: str) -> Response:
-        """Where trackio keeps metrics: made and found, but nothing can be put in."""
-        if request.method == "POST":
-            _require_write(request, id.removeprefix("buckets/"))
-            self.storage.create(id, (await request.json()).get("visibility") == "private")
-            return JSONResponse({"url": f"{_base(request)}/{id}"})
-        self._repository(request, id)
-        return JSONResponse({})
 
     async def new_collection(self, request: Request) -> Response:
         asked = await request.json()

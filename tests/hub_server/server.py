@@ -31,7 +31,6 @@ _ROUTES = (
     ("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)", "collection"),
     ("POST", r"/api/collections/(?P<slug>[^/]+/[^/]+)/items", "new_item"),
     ("GET|HEAD", r"/api/(agent-harnesses|telemetry/.*)", "nothing"),
-    ("GET|POST", r"/api/(?P<id>buckets/[^/]+/[^/]+)", "bucket"),
     ("GET", rf"/api/models/{_ID}/auth-check(?P<write>/write)?", "auth_check"),
     ("GET", rf"/api/models/{_ID}(/revision/(?P<revision>[^/]+))?", "info"),
     ("GET", rf"/api/models/{_ID}/refs", "refs"),

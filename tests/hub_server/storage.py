@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +21,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """One file of a commit; `oid` is the blob id that git would give it, that of its pointer where it is large."""
+    """One file of a commit; `oid` is the blob id that git would give its content."""
 
     sha256: str
     oid: str
@@ -40,7 +39,6 @@ class Commit:
 
     oid: str
     title: str
-    date: str
     parent: str
     files: Mapping[str, File]
 
@@ -77,7 +75,7 @@ class Repository:
     def add(self, files: Mapping[str, File], title: str, parent: str) -> Commit:
         listed = "".join(f"{path} {file.oid}\n" for path, file in sorted(files.items()))
         oid = hashlib.sha1(f"{self.id} {len(self.commits)} {parent} {title}\n{listed}".encode()).hexdigest()
-        commit = Commit(oid, title, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"), parent, dict(files))
+        commit = Commit(oid, title, parent, dict(files))
         self.commits[oid] = commit
         return commit
 
@@ -118,9 +116,7 @@ class Storage:
 
     @staticmethod
     def _described(sha256: str, content: bytes, large: bool) -> File:
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(content)}\n".encode()
-        stored = pointer if large else content
-        oid = hashlib.sha1(b"blob %d\0" % len(stored) + stored).hexdigest()
+        oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         return File(sha256, oid, len(content), large)
 
 

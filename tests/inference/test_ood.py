@@ -329,13 +329,13 @@ def changed(**arrays: ArrayLike | None) -> Callable[[Path], None]:
     [
         (lambda path: path.write_bytes(path.read_bytes()[:300]), "not a whole safetensors file"),
         (Path.unlink, "no such weights file"),
-        (changed(limit=None), "is not an OOD detector or is damaged (limit); restore it"),
-        (changed(more=np.ones(3)), "is not an OOD detector or is damaged (more)"),
-        (changed(limit=np.ones(1), mean=np.zeros((1, 22))), "is not an OOD detector or is damaged (mean, limit)"),
-        (changed(limit=np.nan), "is not an OOD detector or is damaged (limit)"),
-        (changed(mean=np.full(22, np.inf)), "is not an OOD detector or is damaged (mean)"),
-        (changed(correlation=-np.eye(22)), "is not an OOD detector or is damaged (correlation)"),
-        (changed(limit=0, deviation=np.full(22, -1)), "is not an OOD detector or is damaged (deviation, limit)"),
+        (changed(limit=None), "is not an OOD detector or is damaged; restore it"),
+        (changed(more=np.ones(3)), "is not an OOD detector or is damaged; restore it"),
+        (changed(limit=np.ones(1), mean=np.zeros((1, 22))), "is not an OOD detector or is damaged; restore it"),
+        (changed(limit=np.nan), "is not an OOD detector or is damaged; restore it"),
+        (changed(mean=np.full(22, np.inf)), "is not an OOD detector or is damaged; restore it"),
+        (changed(correlation=-np.eye(22)), "is not an OOD detector or is damaged; restore it"),
+        (changed(limit=0, deviation=np.full(22, -1)), "is not an OOD detector or is damaged; restore it"),
     ],
 )
 def test_a_damaged_detector_is_refused_by_name(

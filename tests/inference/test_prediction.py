@@ -22,6 +22,7 @@ from leukoscope.inference.prediction import (
     turned,
     turned_back,
 )
+from leukoscope.models.metrics import Metrics
 
 TWO = Thresholds(abstain_below=0.7, least_on_cell=0.4)
 SURE, UNSURE = {"ALL": 0.8, "HEM": 0.2}, {"ALL": 0.6, "HEM": 0.4}
@@ -120,7 +121,7 @@ def test_a_cell_in_another_frame_gets_its_class_with_a_reason_for_caution(side: 
     [({"name": "cnmc2019"}, 450), ({"name": "lab/cells", "copy_of": "cnmc2019"}, 450), ({"name": "ball4"}, None)],
 )
 def test_only_a_release_trained_on_pictures_of_one_size_knows_their_side(data: dict[str, str], side: int) -> None:
-    assert Thresholds.from_metrics({"data": data}).picture_side == side
+    assert Thresholds.from_metrics(Metrics.model_validate({"data": data})).picture_side == side
 
 
 # In words
@@ -166,19 +167,23 @@ def test_every_reason_says_what_was_found_and_what_was_allowed(reason: Reason, t
 def test_a_release_says_how_strong_its_evidence_usually_is_or_nothing() -> None:
     measured = {"p05": 0.1, "median": 0.2, "p95": 0.4, "on_cell_p05": 0.6}
     scale = measured | {"method": "evidence"}
-    known = Thresholds(least_on_cell=0.6, weak_evidence=0.1, strong_evidence=0.4)
-    assert Thresholds.from_metrics({"evidence_scale": scale}) == known
+    known = Thresholds(least_on_cell=0.6, strong_evidence=0.4)
+    assert Thresholds.from_metrics(Metrics.model_validate({"evidence_scale": scale})) == known
     for other in (measured, measured | {"method": "gradcam"}):
-        assert Thresholds.from_metrics({"evidence_scale": other}) == Thresholds()
-    zero = Thresholds.from_metrics({"evidence_scale": {"method": "evidence", "p05": 0, "p95": 0}})
+        assert Thresholds.from_metrics(Metrics.model_validate({"evidence_scale": other})) == Thresholds()
+    zero = Thresholds.from_metrics(
+        Metrics.model_validate({"evidence_scale": {"method": "evidence", "p05": 0, "p95": 0}})
+    )
     assert zero.strong_evidence is None, "nothing to divide by"
 
 
 def test_a_release_without_decisions_gives_its_class_and_more_than_two_may_be_abstained_from() -> None:
-    nothing = Thresholds.from_metrics({"decisions": {"abstention": {}}})
-    assert nothing == Thresholds.from_metrics({}) == Thresholds()
+    nothing = Thresholds.from_metrics(Metrics.model_validate({"decisions": {"abstention": {}}}))
+    assert nothing == Thresholds.from_metrics(Metrics.model_validate({})) == Thresholds()
     assert nothing.decide({"ALL": 0.5, "HEM": 0.5}).label == "ALL"
-    four = Thresholds.from_metrics({"decisions": {"abstention": {"default": {"threshold": 0.6}}}})
+    four = Thresholds.from_metrics(
+        Metrics.model_validate({"decisions": {"abstention": {"default": {"threshold": 0.6}}}})
+    )
     assert four.decide(dict.fromkeys("abcd", 0.25)).outcome == ABSTAIN
     assert four.decide({"a": 0.1, "b": 0.1, "c": 0.7, "d": 0.1}).outcome == "c"
 

@@ -18,14 +18,12 @@ from PIL import Image
 from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Prediction, Predictor
 from leukoscope.data.changes import most_telling
-from leukoscope.data.images import EncodedImage, UnreadableImage, is_cut_out, open_image
+from leukoscope.data.images import UnreadableImage, is_cut_out, open_image
 from leukoscope.inference.gradcam import overlay, share_on_cell
 from leukoscope.inference.prediction import (
-    ABSTAIN,
     NOT_A_CELL,
     NUM_VIEWS,
     OUT_OF_DISTRIBUTION,
-    Decision,
     HeatMap,
     Reason,
     disagreement,
@@ -33,8 +31,7 @@ from leukoscope.inference.prediction import (
     turned_back,
 )
 from leukoscope.inference.runtime import TorchBackend
-from leukoscope.synthetic import draw_cell, example_cell
-from leukoscope.synthetic_smears import draw_smear
+from leukoscope.synthetic import draw_cell, draw_smear, example_cell
 
 
 @pytest.fixture(scope="module")
@@ -98,28 +95,18 @@ def test_one_picture_gives_one_prediction_however_it_arrives(
     assert (prediction.source, prediction.model, prediction.revision) == (str(cells[0]), str(tiny_release), "")
     assert prediction.heatmaps is None and prediction.seconds > 0
     content = cells[0].read_bytes()
-    given: list[Any] = [content, bytearray(content), memoryview(content), np.asarray(Image.open(cells[0]))]
-    given += [Image.open(cells[0]), EncodedImage(content, "a name"), str(cells[0])]
+    given: list[Any] = [content, np.asarray(Image.open(cells[0]))]
+    given += [Image.open(cells[0]), str(cells[0])]
     found = [predictor(one) for one in given]
     assert [shares(one) for one in found] == [shares(prediction)] * len(given)
-    assert [one.source for one in found] == ["image 1"] * 5 + ["a name", str(cells[0])]
+    assert [one.source for one in found] == ["image 1"] * 3 + [str(cells[0])]
     together = predictor(given, batch_size=3)
     assert np.allclose([shares(one) for one in together], shares(prediction), atol=1e-5)
     names = [one.source for one in together]
-    assert names == [*(f"image {number}" for number in range(1, 6)), "a name", str(cells[0])], "across batches"
+    assert names == [*(f"image {number}" for number in range(1, 4)), str(cells[0])], "across batches"
     (found_one,) = predictor.iter_predictions(str(cells[0]))
     assert isinstance(found_one, Prediction) and found_one.source == str(cells[0])
     assert predictor([]) == []
-
-
-def test_a_list_is_predicted_in_its_order_whatever_the_batch(predictor: Predictor, cells: list[Path]) -> None:
-    alone = [shares(predictor(cell)) for cell in cells]
-    assert len({tuple(prediction) for prediction in alone}) == len(cells), "equal predictions would hide a wrong order"
-
-    for batch_size in (2, 16):
-        together = predictor(cells, batch_size=batch_size)
-        assert [prediction.source for prediction in together] == [str(cell) for cell in cells]
-        assert np.allclose([shares(prediction) for prediction in together], alone, atol=1e-5)
 
 
 def test_an_explained_prediction_draws_itself(predictor: Predictor, cells: list[Path]) -> None:
@@ -133,7 +120,7 @@ def test_an_explained_prediction_draws_itself(predictor: Predictor, cells: list[
 
     assert explained.picture == picture
     assert explained.overlay() == explained.overlay(label) == drawn(label, peak=peak)
-    assert explained.overlay(other, opacity=0.9, peak=2 * peak) == drawn(other, opacity=0.9, peak=2 * peak)
+    assert explained.overlay(other, peak=2 * peak) == drawn(other, peak=2 * peak)
     common = replace(explained, peak=3 * peak)
     assert common.overlay() == drawn(label, peak=peak) != common.overlay(peak=common.peak)
     with pytest.raises(LeukoscopeError, match="label 'Pro' is unknown; name one of ALL, HEM"):
@@ -240,10 +227,7 @@ def test_what_is_no_picture_among_pictures_has_its_error_in_its_place(predictor:
     ]  # fmt: skip
 
 
-def test_what_is_no_release_and_an_impossible_batch_size_are_refused(predictor: Predictor, cells: list[Path]) -> None:
-    folder: Any = "folder"
-    with pytest.raises(LeukoscopeError, match=r"needs a release, not its name; .* to Predictor.from_pretrained$"):
-        Predictor(folder)
+def test_an_impossible_batch_size_is_refused(predictor: Predictor, cells: list[Path]) -> None:
     with pytest.raises(LeukoscopeError, match="^batch_size 0: give 1 picture at a time or more$"):
         predictor(cells, batch_size=0)
 
@@ -284,7 +268,7 @@ def test_a_known_kind_of_cell_gets_a_class_and_a_picture_of_nothing_does_not(wat
 def test_a_smear_is_not_a_cell_for_a_release_of_cut_out_cells(
     watched: Predictor, trained_on: str, outcome: str
 ) -> None:
-    watched.release = replace(watched.release, metrics={**watched.release.metrics, "data": {"name": trained_on}})
+    watched.release = replace(watched.release, metrics=watched.release.metrics.changed(data={"name": trained_on}))
     page = np.full((200, 200, 3), 250, np.uint8)
     smear = draw_smear(("ALL", "HEM", "ALL", "HEM"), size=(300, 380), um_per_pixel=0.2).image
 
@@ -375,8 +359,7 @@ def test_a_transparent_picture_is_seen_on_the_ground_of_the_training_cells_and_t
     predictor: Predictor, data_set: str, ground: tuple[int, int, int], code: str
 ) -> None:
     predictor = copy(predictor)
-    own = {"data": {"name": data_set}}
-    predictor.release = replace(predictor.release, metrics={**predictor.release.metrics, **own})
+    predictor.release = replace(predictor.release, metrics=predictor.release.metrics.changed(data={"name": data_set}))
     rgba = np.full((64, 64, 4), (255, 0, 0, 0), np.uint8)
     rgba[16:48, 16:48] = (90, 40, 120, 255)
     plain = rgba[..., :3].copy()
@@ -394,14 +377,14 @@ def test_small_changes_are_answered_as_if_each_changed_picture_were_asked_about(
     predictor: Predictor, cells: list[Path]
 ) -> None:
     plain = predictor(cells[0], explain=True)
-    assert plain.changed == () and plain.borderline is None
+    assert plain.changed == ()
     picture = plain.picture
     assert picture is not None
 
     changed = predictor.with_small_changes(plain)
 
     assert changed.decision == plain.decision and changed.probabilities == plain.probabilities
-    changes = most_telling(None)
+    changes = most_telling({})
     assert [answer.change.name for answer in changed.changed] == [change.name for change in changes]
     for change, answer in zip(changes, changed.changed, strict=True):
         alone = predictor(change(picture, black=is_cut_out(picture)))
@@ -409,23 +392,3 @@ def test_small_changes_are_answered_as_if_each_changed_picture_were_asked_about(
         assert answer.decision.outcome == alone.outcome
     with pytest.raises(LeukoscopeError, match="has no picture to change; predict it with explain=True"):
         predictor.with_small_changes(predictor(cells[0]))
-
-
-def test_an_answer_is_borderline_where_a_change_of_5_percent_gives_another(
-    predictor: Predictor, cells: list[Path]
-) -> None:
-    prediction = predictor.with_small_changes(predictor(cells[0], explain=True))
-    outcome = prediction.outcome
-    other = next(label for label in predictor.labels if label != outcome)
-
-    def changed_by(name: str) -> Prediction:
-        answers = tuple(
-            replace(answer, decision=Decision(other if answer.change.name == name else outcome))
-            for answer in prediction.changed
-        )
-        return replace(prediction, changed=answers, decision=Decision(outcome))
-
-    assert changed_by("").borderline is False
-    assert changed_by("size_up_5").borderline is True
-    assert changed_by("jpeg_compression_50").borderline is False
-    assert replace(changed_by("size_up_5"), decision=Decision(ABSTAIN)).borderline is None

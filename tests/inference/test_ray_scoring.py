@@ -71,12 +71,12 @@ def test_the_table_is_the_local_one(
     local = score(tiny_release, open_source(str(cells)), tmp_path / "local.parquet")
     assert len(local) == 19
     result = CliRunner().invoke(
-        app, ["score", str(tiny_release), "--input", f"file://{cells}", "--output", str(tmp_path / "url.parquet"),
+        app, ["score", str(tiny_release), "--input", str(cells), "--output", str(tmp_path / "ray.parquet"),
               "--ray", "local", "--device", "cpu"],
     )  # fmt: skip
     assert result.exit_code == 1 and "1 file(s) could not be read" in result.stderr
-    require_equal(pq.read_table(tmp_path / "url.parquet"), local)
-    names = ("local", "url")
+    require_equal(pq.read_table(tmp_path / "ray.parquet"), local)
+    names = ("local", "ray")
     listed = [scoring.unreadable_list(tmp_path / f"{name}.parquet").read_text(encoding="utf-8") for name in names]
     assert listed[0] == listed[1] and "07.png" in listed[0]
 
@@ -103,13 +103,6 @@ def test_a_killed_actor_and_an_interrupted_run_lose_and_double_nothing(
     monkeypatch.setattr(ray, "cluster_resources", dict)
     require_equal(score(tiny_release, source, tmp_path / "ray.parquet", score_missing=on_ray(tiny_release)), local)
     assert len(written) == 8 and len(set(written)) == 7, "the shard that was being written, and no other, came twice"
-
-
-def test_an_address_without_an_image_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(LeukoscopeError, match=r"^file://.*: holds no image; give a folder of images$"):
-        ray_scoring.remote_source(f"file://{tmp_path}")
-    with pytest.raises(LeukoscopeError, match=r"^nothing://there: cannot be listed \(.*\); check the address"):
-        ray_scoring.remote_source("nothing://there")
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(

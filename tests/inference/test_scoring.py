@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import pytest
 from drawn import place, save_cell
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
 from leukoscope.data.images import open_image
+from leukoscope.data.reading import Reading
 from leukoscope.inference import scoring
 from leukoscope.inference.ood import NUM_STATISTICS, OodDetector, picture_statistics
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
@@ -71,7 +74,7 @@ def predictor(decided_release: Path) -> Predictor:
 
 def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
     """Score in shards of four cells, unless told otherwise."""
-    source = open_source(str(cells), subject_pattern=more.pop("subject_pattern", BY_NAME))
+    source = open_source(str(cells), Reading(subject_pattern=more.pop("subject_pattern", BY_NAME)))
     listener, in_shard = more.pop("progress", lambda done, total: None), more.pop("cells_per_shard", 4)
 
     @contextmanager
@@ -89,6 +92,17 @@ def score(predictor: Predictor, cells: Path, output: Path, **more: Any) -> Any:
         patch.setattr(scoring, "progress", progress)
         patch.setattr(scoring, "CELLS_PER_SHARD", in_shard)
         return score_cells(predictor, source, output, **{"batch_size": 3} | more)
+
+
+def test_folders_of_the_classes_of_the_release_are_no_people(predictor: Predictor, tmp_path: Path) -> None:
+    of_own_classes = copy(predictor)
+    of_own_classes.release = replace(predictor.release, labels=("blasts of ours", "others"))
+    place(tmp_path / "cells", "blasts of ours/1.png", "others/2.png")
+    source = open_source(str(tmp_path / "cells"), Reading(subject_folders=True))
+    with pytest.raises(
+        LeukoscopeError, match=r"the subjects \(blasts of ours, others\) have the names of classes, not"
+    ):
+        score_cells(of_own_classes, source, tmp_path / "out.csv")
 
 
 def test_each_cell_gets_the_prediction_it_gets_alone(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
@@ -140,10 +154,7 @@ def test_without_a_good_file_the_table_is_empty_and_without_a_bad_one_there_is_n
     assert unreadable_list(Path("a/run.csv")) != unreadable_list(Path("a/run.parquet"))
 
 
-def test_neither_shards_nor_batches_show_in_the_predictions(
-    predictor: Predictor, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scoring, "_JOINED_AT_ONCE", 2)
+def test_neither_shards_nor_batches_show_in_the_predictions(predictor: Predictor, cells: Path, tmp_path: Path) -> None:
     for name, sizes in {"a": (4, 3), "b": (100, 3), "c": (1, 1)}.items():
         score(predictor, cells, tmp_path / f"{name}.parquet", cells_per_shard=sizes[0], batch_size=sizes[1])
     a, b, c = (pq.read_table(tmp_path / f"{name}.parquet").drop_columns("p_HEM") for name in "abc")
@@ -287,6 +298,7 @@ def test_a_folder_that_cannot_be_written_is_named(predictor: Predictor, cells: P
 # A source names every cell it is given, in a fixed order, and says why it cannot
 
 
+BY_TOP = Reading(subject_pattern=r"^(?P<subject>\w+)/")
 FILES = ("ann/0.png", "ann/1.bmp", "bob/2.png", "bob/more/3.PNG", "bob/more/4.tif")
 
 
@@ -303,20 +315,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_gives_its_images_in_a_fixed_order_with_the_subjects_of_a_pattern(folder: Path) -> None:
-    source = open_source(str(folder))
-    assert [cell.cell_id for cell in source.cells] == list(FILES) and not source.has_subjects
+    source = open_source(str(folder), BY_TOP)
+    assert [cell.cell_id for cell in source.cells] == list(FILES)
     assert [number_of(cell) for cell in source.cells] == [0, 1, 2, 3, 4]
-    source = open_source(str(folder), subject_pattern=r"^(?P<subject>\w+)/")
-    assert [cell.subject for cell in source.cells] == ["ann", "ann", "bob", "bob", "bob"] and source.has_subjects
+    assert [cell.subject for cell in source.cells] == ["ann", "ann", "bob", "bob", "bob"]
+    source = open_source(str(folder), Reading(subject_folders=True))
+    assert [cell.subject for cell in source.cells] == ["ann", "ann", "bob", "more", "more"]
     with pytest.raises(LeukoscopeError, match=r"'\^\(ann\)/': does not match 'bob/2.png'; it must match every image"):
-        open_source(str(folder), subject_pattern="^(ann)/")
-
-
-def test_links_to_folders_are_followed_and_hidden_folders_left_out(folder: Path, tmp_path: Path) -> None:
-    (folder / "ann" / "more").symlink_to(place(tmp_path / "elsewhere", "9.png"))
-    (folder / "ann" / "circle").symlink_to(folder)
-    place(folder / "bob" / ".thumbnails", "2.png")
-    assert [cell.cell_id for cell in open_source(str(folder)).cells] == [*FILES[:2], "ann/more/9.png", *FILES[2:]]
+        open_source(str(folder), Reading(subject_pattern="^(ann)/"))
 
 
 def test_a_folder_that_cannot_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,77 +349,39 @@ def test_a_name_that_is_no_utf8_is_read_and_shown(tmp_path: Path) -> None:
     assert cell.cell_id == r"cell-\xff.png" and open_image(cell.file).size == (64, 64)
 
 
-def test_a_csv_names_paths_subjects_and_ids(folder: Path, tmp_path: Path) -> None:
-    table = tmp_path / "cells.csv"
-    rows = f'one,"a, ""b""\nover two lines",cells/ann/1.bmp,007\ntwo,,{folder / "bob" / "2.png"},bob\n'
-    table.write_text(f"\ufeffcell_id,note,file,patient_id\n{rows}", encoding="utf-8")
-    source = open_source(str(table))
-    cells = [(cell.cell_id, cell.subject, number_of(cell)) for cell in source.cells]
-    assert cells == [("one", "007", 1), ("two", "bob", 2)] and source.has_subjects
-    with pytest.raises(LeukoscopeError, match="a column of it names the subjects as well; leave the pattern out"):
-        open_source(str(table), subject_pattern="(a)")
-
-
-TEXT = pa.array(["cells/ann/0.png"])
+def test_a_table_names_paths_subjects_and_ids(folder: Path, tmp_path: Path) -> None:
+    cells = {"cell_id": ["one", "two"], "path": ["cells/ann/1.bmp", str(folder / "bob" / "2.png")], "subject": [7, 8]}
+    frame = pa.table(cells | {"image": [{"bytes": b"", "path": "a.png"}] * 2})
+    write_table(frame.drop_columns("image"), tmp_path / "cells.csv")
+    pq.write_table(frame, tmp_path / "cells.parquet")
+    for name in ("cells.csv", "cells.parquet"):
+        source = open_source(str(tmp_path / name))
+        rows = [(cell.cell_id, cell.subject, number_of(cell)) for cell in source.cells]
+        assert rows == [("one", "7", 1), ("two", "8", 2)]
 
 
 @pytest.mark.parametrize(
-    ("columns", "subject"),
+    ("files", "named", "reading", "problem"),
     [
-        ({"path": TEXT, "subject": [12]}, "12"),
-        ({"path": TEXT, "image": [7]}, ""),
-        *(({"image": TEXT.cast(kind)}, "") for kind in (pa.large_string(), pa.dictionary(pa.int32(), pa.string()))),
-        ({"path": TEXT, "image": [{"bytes": b"", "path": "a.png"}]}, ""),
+        (["P1/0.png", "P2/1.png"], "", {}, "'P1/0.png' lies in a folder, and nothing says whose its cells are; give -"),
+        (["P1/slide/0.png", "P2/slide/1.png"], "", {"subject_folders": True},
+         "--subject_folders: 'P1/slide' and 'P2/slide' would be one subject, 'slide'; if they are, give --subject"),
+        (["P1/0.png", "1.png"], "", {"subject_folders": True}, "--subject_folders: '1.png' lies in no folder; move"),
+        (["0.png"], "cells.xlsx", {}, "cells.xlsx: is a .xlsx file; give a folder, .csv or .parquet"),
+        (["0.png"], "cells.parquet", {}, "cells.parquet: cannot be read as Parquet ("),
+        (["0.png"], "cells.csv", {"subject_pattern": "(a)"}, "names the subjects as a flag does; leave out the flag"),
+        (["0.png"], "gone", {}, "gone: no such folder or file; give a folder of images"),
+        ([], "", {}, "holds no cell; give a folder of images"),
     ],
-    ids=["subject", "numbers called image", "paths called image", "categories", "a nested column"],
-)
-def test_a_table_of_paths_may_be_parquet(folder: Path, tmp_path: Path, columns: dict[str, Any], subject: str) -> None:
-    pq.write_table(pa.table(columns), tmp_path / "cells.parquet")
-    (cell,) = open_source(str(tmp_path / "cells.parquet")).cells
-    assert (cell.cell_id, cell.subject, number_of(cell)) == ("cells/ann/0.png", subject, 0)
-
-
-@pytest.mark.parametrize(
-    ("path", "said"),
-    [
-        *((path, r"no such file .* below .*; correct the row") for path in ("a\0.png", "gone.png", "x" * 5000)),
-        (None, "names no file; fill it in, or delete the row"),
-    ],
-    ids=["zero", "gone", "long", "none"],
-)
-def test_a_row_without_a_file_is_named(tmp_path: Path, path: str | None, said: str) -> None:
-    pq.write_table(pa.table({"path": pa.array([path], pa.string()), "subject": [1]}), tmp_path / "cells.parquet")
-    with pytest.raises(LeukoscopeError, match=rf"row 1:? {said}"):
-        open_source(str(tmp_path / "cells.parquet"))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("cells.csv", b"PK\x03\x04 a spreadsheet", "cells.csv: is not a text file; export the table as CSV"),
-        ("cells.csv", b"name,age\nann,7\n", r"has no column of image paths \(one of path, file, .*name, age"),
-        ("cells.parquet", b"PAR1, or is it?", r"^.*cells.parquet: cannot be read as Parquet \(.*\); copy it"),
-        ("cells.xlsx", b"", r"cells.xlsx: is a .xlsx file; give a folder, .csv or .parquet"),
-    ],
-)
-def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(LeukoscopeError, match=message):
-        open_source(str(tmp_path / name))
-
-
-def test_what_is_no_path_or_holds_no_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LeukoscopeError, match="^cnmc2019: no such folder or file; give a folder of images"):
-        open_source("cnmc2019")
-    with pytest.raises(LeukoscopeError, match=f"^{tmp_path}: holds no cell; give a folder of images"):
-        open_source(str(tmp_path))
-
-
-def test_damage_inside_a_table_of_paths_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "cells.parquet"
-    pq.write_table(pa.table({"path": ["a.png", "b.png"]}), path, use_dictionary=False)
-    with path.open("r+b") as file:
-        file.seek(pq.read_metadata(path).row_group(0).column(0).data_page_offset)
-        file.write(b"\xff" * 20)
-    with pytest.raises(LeukoscopeError, match=r".*cells.parquet: cannot be read as Parquet \(.*\); copy it"):
-        open_source(str(path))
+)  # fmt: skip
+def test_what_is_no_source_or_could_give_a_cell_to_a_wrong_subject_is_refused(
+    tmp_path: Path, files: list[str], named: str, reading: dict[str, Any], problem: str
+) -> None:
+    place(tmp_path, *files)
+    for name in ("cells.xlsx", "cells.csv", "cells.parquet"):
+        (tmp_path / name).write_text("file,subject\n0.png,P1\n" if name == named else "other\n1\n")
+    if named != "cells.parquet":
+        (tmp_path / "cells.parquet").unlink()
+    with pytest.raises(LeukoscopeError) as refused:
+        open_source(str(tmp_path / named), Reading(**reading))
+    assert problem in str(refused.value)

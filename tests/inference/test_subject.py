@@ -14,12 +14,15 @@ from PIL import Image
 
 from drawn import save_cell
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError, Predictor
+from leukoscope.data.reading import Reading
 from leukoscope.inference.prediction import logits_of
 from leukoscope.inference.scoring import open_source
 from leukoscope.inference.subject import QUANTILES, SubjectRule, pool, predict_subjects
+from leukoscope.models.metrics import Rate
 from release_fixtures import SUBJECT_RULE
 
 RULE = SubjectRule(("HEM", "ALL"), "ALL", (0.2,) * 5, 0.0, 3)
+FOLDERS = Reading(subject_folders=True)
 FOREIGN = ["out of distribution", "not a cell"]
 
 
@@ -43,12 +46,12 @@ def test_cells_that_agree_give_a_class() -> None:
     assert found.probability == pytest.approx(_sigmoid(pool(logits_of(np.array([0.9, 0.8, 0.95, 0.9]))).mean()))
     assert found.interval is not None and found.probability is not None
     assert 0.5 < found.interval[0] <= found.probability <= found.interval[1]
-    assert (found.cells, found.used, found.refused, found.abstained, found.share_positive) == (4, 4, 0, 1, 1.0)
+    assert (found.cells, found.used, found.refused, found.abstained) == (4, 4, 0, 1)
 
 
 def test_cells_that_disagree_are_abstained_from() -> None:
     found = RULE.predict(_p(0.9, 0.1, 0.95, 0.2, 0.6), ["ALL", "HEM", "ALL", "HEM", "ALL"])
-    assert (found.outcome, found.abstained, found.share_positive) == ("abstain", 0, 0.6)
+    assert (found.outcome, found.abstained) == ("abstain", 0)
     assert found.interval is not None and found.interval[0] < 0.5 < found.interval[1]
     assert found.reason.startswith("other cells of this subject may give either class (interval 0.")
 
@@ -94,7 +97,7 @@ def test_the_interval_holds_95_percent_of_the_resamples() -> None:
 
 
 def test_it_is_ready_for_json_with_its_rule_and_the_notice() -> None:
-    rule = replace(RULE, error_rate=SUBJECT_RULE["measured"]["error_rate"])
+    rule = replace(RULE, error_rate=Rate.model_validate(SUBJECT_RULE["measured"]["error_rate"]))
     row = json.loads(json.dumps(rule.predict(_p(0.9, 0.8, 0.95), ["ALL"] * 3).to_dict()))
     assert row["notice"] == RESEARCH_NOTICE
     assert row["rule"] == (
@@ -102,7 +105,7 @@ def test_it_is_ready_for_json_with_its_rule_and_the_notice() -> None:
         "subjects (95 % interval 1% to 20%)"
     )
     assert row["low"] <= row["p_ALL"] <= row["high"]
-    nothing = replace(rule, error_rate={"share": None, "low": None, "high": None})
+    nothing = replace(rule, error_rate=Rate(share=None))
     assert nothing.text.endswith("from at least 3 cells; none of the subjects measured was given a class")
 
 
@@ -117,14 +120,14 @@ def release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_the_cells_of_a_folder_a_subject_are_predicted_together(release: Path, tmp_path: Path) -> None:
     for number in range(7):
-        save_cell(tmp_path / f"subject-{number % 2}" / "slide" / f"{number}.png", cell=number)
+        save_cell(tmp_path / f"subject-{number % 2}" / f"{number}.png", cell=number)
     (tmp_path / "subject-1" / "broken.png").write_text("no picture")
     predictor = Predictor.from_pretrained(release)
-    subjects, unreadable = predict_subjects(predictor, open_source(str(tmp_path)), batch_size=2)
+    subjects, unreadable = predict_subjects(predictor, open_source(str(tmp_path), FOLDERS), batch_size=2)
 
     assert [(one.subject, one.cells) for one in subjects] == [("subject-0", 4), ("subject-1", 3)]
     assert [str(error).split(":")[0] for error in unreadable] == [str(tmp_path / "subject-1" / "broken.png")]
-    cells = predictor(sorted((tmp_path / "subject-0" / "slide").iterdir()))
+    cells = predictor(sorted((tmp_path / "subject-0").iterdir()))
     pooled = pool(logits_of(np.array([one.probabilities["ALL"] for one in cells])))
     assert subjects[0].probability == pytest.approx(_sigmoid(pooled.mean()), abs=1e-5)
 
@@ -135,7 +138,8 @@ def test_copies_of_a_picture_count_once_for_a_subject(release: Path, tmp_path: P
         save_cell(tmp_path / "p1" / f"{number}.png", cell=number)
     shutil.copy(tmp_path / "p1" / "0.png", tmp_path / "p1" / "0 (1).png")
     Image.open(tmp_path / "p1" / "1.png").save(tmp_path / "p1" / "again.bmp")
-    (subject,), _ = predict_subjects(Predictor.from_pretrained(release), open_source(str(tmp_path)), batch_size=1)
+    source = open_source(str(tmp_path), FOLDERS)
+    (subject,), _ = predict_subjects(Predictor.from_pretrained(release), source, batch_size=1)
     assert subject.cells == 2
     assert "2 picture(s) are copies of others, pixel for pixel, and count once" in "".join(capsys.readouterr())
 
@@ -145,15 +149,4 @@ def test_a_picture_of_two_subjects_is_refused(release: Path, tmp_path: Path) -> 
         save_cell(tmp_path / subject / "0.png", cell=1)
     said = r"bert/0.png: is the same picture as .*anna/0.png, pixel for pixel, which is of another subject \('bert' and"
     with pytest.raises(LeukoscopeError, match=said):
-        predict_subjects(Predictor.from_pretrained(release), open_source(str(tmp_path)))
-
-
-def test_folders_of_classes_are_no_subjects_and_a_pattern_names_those(release: Path, tmp_path: Path) -> None:
-    for number, label in enumerate(("ALL", "HEM", "ALL")):
-        save_cell(tmp_path / label / f"p{number % 2}-{number}.png", cell=number)
-    predictor = Predictor.from_pretrained(release)
-    said = r"\.png: lies in the folder 'ALL', which is a class, not a subject; name"
-    with pytest.raises(LeukoscopeError, match=said):
-        predict_subjects(predictor, open_source(str(tmp_path)))
-    subjects, _ = predict_subjects(predictor, open_source(str(tmp_path), subject_pattern=r"(?P<subject>p\d)-"))
-    assert [(one.subject, one.cells) for one in subjects] == [("p0", 2), ("p1", 1)]
+        predict_subjects(Predictor.from_pretrained(release), open_source(str(tmp_path), FOLDERS))

@@ -125,6 +125,7 @@ HOUSE = RECIPES["densenet121"]
         ("frozen=[features.conv0]", "frozen", ("features.conv0",)),
         ("mean=[0.5, 0.5, 0.5]", "mean", (0.5, 0.5, 0.5)),
         ("cpu_precision=no", "cpu_precision", "no"),
+        ("image_size=0400", "image_size", 400),
     ],
 )
 def test_a_value_is_replaced_and_takes_its_type(assignment: str, name: str, value: Any) -> None:
@@ -156,9 +157,7 @@ def test_a_part_is_reached_by_a_dot_and_later_assignments_win() -> None:
         ("drop_rate=1.1", "input should be less than or equal to 1"),
         ("augmentation.scale=-1", "input should be greater than or equal to 0"),
         ("image_size=2000", "input should be less than or equal to 1024"),
-        ("image_size=0400", "YAML reads 0400 as the number 256; write a plain decimal number"),
-        ("augmentation.scale=1:30", "YAML reads 1:30 as the number 90; write a plain decimal number"),
-        ("mean=[.5, 00.5, 01]", "YAML reads 01 as the number 1; write a plain decimal number"),
+        ("augmentation.scale=1:30", "input should be a valid number, unable to parse"),
     ],
 )
 def test_what_does_not_fit_is_refused(assignment: str, message: str) -> None:

@@ -22,8 +22,9 @@ from PIL import Image
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.build import build_network, model_args
+from leukoscope.models.metrics import SCHEMA_VERSION, Metrics
 from leukoscope.models.recipes import get_recipe
-from leukoscope.models.release import SCHEMA_VERSION, read_arrays, read_release
+from leukoscope.models.release import read_arrays, read_release
 from leukoscope.models.weights import load_release, rescale_classifier, save_release
 from leukoscope.synthetic import Background, draw_cell
 
@@ -179,7 +180,7 @@ def test_what_is_missing_is_named(copy: Path) -> None:
     none = copy / "none"
     assert refusal(none) == f"{none}: no such model folder; give a release folder or a Hub id like owner/name"
     (copy / "model.safetensors").unlink()
-    said = "no such weights file; give a .safetensors file; pickled ones are never read"
+    said = "no such weights file; give a .safetensors file"
     assert refusal(copy) == f"{copy / 'model.safetensors'}: {said}"
     (copy / "config.json").unlink()
     assert refusal(copy) == f"{copy}: has no config.json; give the folder of a release"
@@ -189,7 +190,7 @@ def test_what_is_missing_is_named(copy: Path) -> None:
 def test_damaged_weights_are_named(copy: Path, keep: int) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
-    said = rf"^{weights}: not a whole safetensors file \(.*\); download or copy it again$"
+    said = rf"^{weights}: not a whole safetensors file \(.*\); download or copy it again; pickled weights are never"
     assert re.search(said, refusal(copy))
 
 
@@ -212,7 +213,6 @@ def test_a_damaged_config_is_named(copy: Path, text: str) -> None:
 
 
 CFG = Preprocessing(96, 0.9).to_pretrained_cfg()
-SIDES = "sides of 1 to 1024 pixels are supported"
 
 
 @pytest.mark.parametrize(
@@ -223,19 +223,18 @@ SIDES = "sides of 1 to 1024 pixels are supported"
             "damaged (label_names is 'AB'; input should be a valid list); restore it from the release, or give "
             "another: only timm image classifiers with label names load here",
         ),
-        ({"id2label": {"0": "HEM", "1": "ALL"}}, "damaged (label_names is ['ALL', 'HEM'], and id2label {'0': 'HEM', "),
         ({"label_names": list("ABC")}, "damaged (label_names has 3 entries but the head has 2 outputs); restore"),
         ({"label_names": ["ALL", "ALL"]}, "damaged (label_names is ['ALL', 'ALL']; the labels must be different); "),
-        ({"label_names": ["ALL", ["HEM"]]}, "damaged (label_names[1] is ['HEM']; input should be a valid string); "),
+        ({"label_names": ["ALL", ["HEM"]]}, "damaged (label_names.1 is ['HEM']; input should be a valid string); "),
         ({"label_names": ["ALL"], "num_classes": 1}, "damaged (label_names is ['ALL']; list should have at least 2 "),
         ({"architecture": None}, "damaged (architecture is None; "),
         ({"architecture": "leukonet9000"}, "timm has no architecture 'leukonet9000'; update timm"),
         ({"pretrained_cfg": {}}, "pretrained_cfg has no preprocessing that is supported ("),
         ({"pretrained_cfg": None}, "damaged (pretrained_cfg is None; "),
         ({"pretrained_cfg": CFG | {"crop_mode": "squash"}}, "pretrained_cfg has .* (crop_mode is 'squash'; only the"),
-        ({"pretrained_cfg": CFG | {"input_size": [3, 6000, 6000]}}, f".*input_size is [3, 6000, 6000]; {SIDES}"),
-        ({"pretrained_cfg": CFG | {"input_size": [3, 2.5, 2.5]}}, f".*{SIDES}"),
-        ({"pretrained_cfg": CFG | {"mean": [123.7, 116.3, 103.5]}}, ".*mean is .*; give three numbers"),
+        ({"pretrained_cfg": CFG | {"input_size": [3, 6000, 6000]}}, ".*image_size is 6000; input should be less than"),
+        ({"pretrained_cfg": CFG | {"input_size": [3, 2.5, 2.5]}}, ".*image_size is 2.5; input should be a valid "),
+        ({"pretrained_cfg": CFG | {"mean": [123.7, 116.3, 103.5]}}, ".*mean is .*; input should be less than"),
         ({"pretrained_cfg": CFG | {"crop_pct": 1e-4}}, ".*would be resized to 960000 pixels, more than 4096"),
         ({"model_args": {"no_such_argument": 1}}, "damaged (model_args.no_such_argument"),
         ({"model_args": [1]}, "damaged (model_args is [1]; "),
@@ -294,24 +293,10 @@ def test_a_json_file_of_a_gigabyte_or_nested_without_end_is_named_and_not_read(c
     assert refusal(copy).startswith(f"{copy}")
 
 
-@pytest.mark.parametrize(("value", "stored"), [(float("nan"), torch.float16), (float("inf"), torch.float32)])
-def test_weights_that_are_no_numbers_are_named(copy: Path, value: float, stored: torch.dtype) -> None:
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(copy / "model.safetensors")
-    name = next(key for key, tensor in tensors.items() if tensor.dtype == stored and tensor.numel() > 3)
-    tensors[name].view(-1)[3] = value
-    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-
-    assert refusal(copy) == (
-        f"{copy / 'model.safetensors'}: damaged ({name} holds numbers that are not finite); restore it from the release"
-    )
-
-
 @pytest.mark.parametrize(
     ("metrics", "problem"),
     [
-        ([], "its content is []; input should be a valid dictionary: download or copy the file again from the "),
+        ([], "its content is []; input should be a valid dictionary or instance of Metrics: download or copy "),
         ({"data": None}, "data is None; input should be a valid dictionary"),
         ({"subject_rule": {"positive_label": "ALL"}}, "subject_rule.least_cells is missing"),
         ({"positive_label": "cat"}, "positive_label is 'cat', not one of ALL, HEM; restore it from the release"),
@@ -339,11 +324,12 @@ def test_metrics_that_say_little_or_are_missing_are_no_problem_but_another_versi
             f"{path}: schema_version is {version!r}, but only {SCHEMA_VERSION} is supported; download the release "
             "again or use the version of Leukoscope that made it"
         )
-    said = {"data": {}, "evaluations": [{"name": "x"}], "decisions": {"abstention": {}}, "loss": [0.3]}
+    said = {"data": {}, "evaluations": [{"name": "x"}], "decisions": {"estimates": "x"}, "loss": [0.3]}
     path.write_text(json.dumps(said))
-    assert load_release(copy).metrics == said
+    filled_in = {"decisions": {"estimates": "x", "cells_of": "validation"}}
+    assert load_release(copy).metrics.content() == said | filled_in
     path.unlink()
-    assert load_release(copy).metrics == {}
+    assert load_release(copy).metrics == Metrics()
 
 
 @pytest.mark.parametrize(
@@ -374,7 +360,7 @@ def save_tiny(directory: Path, **changes: object) -> Path:
         "architecture": "densenet121",
         "labels": ("ALL", "HEM"),
         "preprocessing": Preprocessing(96, 1.0),
-        "metrics": {},
+        "metrics": Metrics(),
         **changes,
     }
     return save_release(directory, model_args=model_args(recipe), **arguments)
@@ -386,26 +372,17 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_saving_again_replaces_the_release_and_leaves_nothing_aside(copy: Path) -> None:
     (copy / "stray.txt").write_text("of the older release")
-    save_tiny(copy, metrics={"notice": "newer"})
+    save_tiny(copy, metrics=Metrics(notice="newer"))
 
     assert sorted(content(copy)) == ["config.json", "metrics.json", "model.safetensors"]
-    assert load_release(copy).metrics["notice"] == "newer"
+    assert load_release(copy).metrics.notice == "newer"
     assert [path.name for path in copy.parent.iterdir() if "copy" in path.name] == ["copy"]
 
 
 def test_what_cannot_be_saved_leaves_the_older_release_alone(copy: Path) -> None:
     before = content(copy.parent)
-    no_timm: Any = torch.nn.Linear(2, 2)
-    no_timm.num_classes = 2
-    for changes, said in (
-        ({"labels": ("ALL",)}, "1 labels for a head with 2 outputs; give one label per output"),
-        ({"network": no_timm}, "Linear is not a timm model; a release contains no code, so nothing could load it"),
-    ):
-        with pytest.raises(LeukoscopeError) as error:
-            save_tiny(copy, **changes)
-        assert str(error.value) == f"{copy}: {said}"
-    with pytest.raises((LeukoscopeError, TypeError)):
-        save_tiny(copy, metrics={"accuracy": object()})
+    with pytest.raises(TypeError):
+        save_tiny(copy, metrics=Metrics.model_validate({"accuracy": object()}))
     assert content(copy.parent) == before
 
 
@@ -453,7 +430,7 @@ def test_folding_a_temperature_equals_scaling_the_logits_and_a_release_keeps_it_
 
     assert before.abs().max() > 0.5, "logits near 0 would agree whatever was folded"
     assert torch.allclose(logits(folded), before / temperature, rtol=1e-6, atol=1e-6)
-    about: dict[str, Any] = {"preprocessing": Preprocessing(96, 1.0), "metrics": {}, "labels": ("A", "B", "C")}
+    about: dict[str, Any] = {"preprocessing": Preprocessing(96, 1.0), "metrics": Metrics(), "labels": ("A", "B", "C")}
     saved = [
         logits(load_release(save_release(tmp_path / name, one, architecture="densenet121", **about)).network)
         for name, one in (("plain", decided), ("folded", folded))

@@ -22,8 +22,7 @@ from leukoscope.inference.ood import fit_detector, picture_statistics
 from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, WITHOUT_CLASS
 from leukoscope.models.release import OOD_FILE
 from leukoscope.models.weights import load_release
-from leukoscope.synthetic import Background, phantom_cells
-from leukoscope.synthetic_smears import draw_smear
+from leukoscope.synthetic import Background, draw_smear, phantom_cells
 from research.checks import FROM_ELSEWHERE, KINDS, frame_sample, healthy_outcomes, refusals, tta_gain, unsuitable_images
 
 PREPROCESSING = Preprocessing(96, 350 / 450)
@@ -133,7 +132,7 @@ def test_a_release_of_cut_out_cells_is_predicted_the_cells_that_are_found(predic
     field = Image.fromarray(draw_smear(("HEM",) * 4, size=(300, 380), um_per_pixel=0.2).image)
     field.save(folder / "a.png")
     Image.new("RGB", (200, 200), (236, 220, 217)).save(folder / "empty.png")
-    predictor.release = replace(predictor.release, metrics={**predictor.release.metrics, "data": {"name": "cnmc2019"}})
+    predictor.release = replace(predictor.release, metrics=predictor.release.metrics.changed(data={"name": "cnmc2019"}))
 
     found = healthy_outcomes(predictor, tmp_path / "healthy")["Neutrophils"]
 

@@ -53,7 +53,8 @@ def test_an_alias_of_a_subject_is_the_subject() -> None:
 def test_a_release_is_measured_and_its_row_stands_on_its_card(folder: Path, tmp_path: Path, kept_graphs: Path) -> None:
     release = shutil.copytree(RELEASE, tmp_path / RELEASE.name)
     earlier = {"release": "withdrawn", "sha256": "x", "one_view": {}}
-    named = {"data": "C-NMC", "cell_names": names(), "releases": [earlier]}
+    batches = {name: "fold_2" if number % 3 < 2 else "preliminary_test" for number, name in enumerate(names())}
+    named = {"data": "C-NMC", "cell_names": names(), "batch_of_cell": batches, "releases": [earlier]}
 
     content = check(folder, named, [release])
 
@@ -64,20 +65,22 @@ def test_a_release_is_measured_and_its_row_stands_on_its_card(folder: Path, tmp_
     for view in ("one_view", "eight_views"):
         found = row[view]["recall_HEM_by_subject"]
         assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
-    batches = row["by_batch"]
-    assert {name: (batch["cells"], batch["subjects"]) for name, batch in batches.items()} == {
-        "fold_2": (6, 6),
-        "preliminary_test": (6, 6),
+    by_batch = row["by_batch"]
+    assert {name: (batch["cells"], batch["subjects"]) for name, batch in by_batch.items()} == {
+        "fold_2": (8, 6),
+        "preliminary_test": (4, 4),
     }
     assert record(content, [release]) == [release]
-    block = read_metrics(release)["further_subjects"]
+    block = read_metrics(release).content()["further_subjects"]
     assert not block["earlier_weights"] and block["recall_ALL"] == pytest.approx(
         row["one_view"]["recall_ALL"], abs=1e-5
     )
     card = render_card(release)
     assert "| 6 further people |" in card and "| 6 of these, fold 2 |" in card
+    assert "6 of them have one to three cells." in card
+    assert block["by_batch"]["fold_2"]["subjects_with_at_most_3_cells"] == 6
     assert block["by_batch"]["fold_2"]["recall_HEM_by_subject"]["value"] == pytest.approx(
-        batches["fold_2"]["recall_HEM_by_subject"]["value"], abs=1e-5
+        by_batch["fold_2"]["recall_HEM_by_subject"]["value"], abs=1e-5
     )
     row["sha256"] = "other weights"
     record(content, [release])

@@ -12,7 +12,7 @@ from leukoscope.training.config import parse_config
 from research import gpu_round, prior_systems
 from research.prior_recipes import PRIOR_RECIPES
 
-GIVEN = ["--dataset_name", "phantoms", "--weights", "weights", "--hf_script", "script.py"]
+GIVEN = ["--dataset_name", "phantoms", "--weights", "weights"]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[
 
 def test_the_steps_and_their_order(commands: dict[str, list[str]]) -> None:
     prior = ["prior_a_efficientnet_b3", "prior_c_efficientnet_b3"]
-    assert list(commands) == ["tests", "speed", "efficientnet_b3", "densenet169", *prior]
+    assert list(commands) == ["tests", "efficientnet_b3", "densenet169", *prior]
 
 
 @pytest.mark.parametrize("network", gpu_round.NETWORKS)

@@ -114,6 +114,6 @@ def test_the_command_trains_both_sides_and_goes_on_where_it_stopped(
     assert result["train_cells"] == [64] and result["seeds"][0]["test_cells"] > 10
     assert f"{result['difference']['f1_weighted']['mean']:+.3f}" in said and RESEARCH_NOTICE in said
     main(argv)
-    assert capsys.readouterr().out.count("finished earlier, kept") == 2
-    with pytest.raises(LeukoscopeError, match=r"finished with other settings \(max_train_samples: 64\)"):
+    assert capsys.readouterr().out.count("this run is finished, and is not trained again") == 2
+    with pytest.raises(LeukoscopeError, match=r"holds a run with other settings \(the split's fingerprint: "):
         main([*argv, "--max_train_samples", "48"])

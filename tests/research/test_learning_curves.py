@@ -44,6 +44,3 @@ def test_a_curve_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytes
     assert sorted(path.name for path in (tmp_path / "run").glob("*.parquet")) == ["000064.parquet", "000128.parquet"]
     (one, two) = learning_curves.summarise(tmp_path)
     assert (one["draws"], two["draws"], one["folds"]) == (64, 128, [0])
-    monkeypatch.setitem(learning_curves.SIZE_COLOURS, 64, "black")
-    learning_curves.plot(tmp_path)
-    assert (tmp_path / "curves.png").stat().st_size > 10_000

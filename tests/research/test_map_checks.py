@@ -15,6 +15,7 @@ from torch import nn
 from leukoscope import LeukoscopeError
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.inference.runtime import TorchBackend
+from leukoscope.models.metrics import Metrics
 from leukoscope.models.weights import Release
 from research import map_checks as checks
 
@@ -71,7 +72,7 @@ class TextureNetwork(PatchNetwork):
 
 def release(network: nn.Module) -> Release:
     preprocessing = Preprocessing(SIZE, 1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return Release(("ALL", "HEM"), preprocessing, {}, "toy", network=network.eval().requires_grad_(False))
+    return Release(("ALL", "HEM"), preprocessing, Metrics(), "toy", network=network.eval().requires_grad_(False))
 
 
 def backend(network: nn.Module) -> TorchBackend:

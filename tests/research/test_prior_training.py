@@ -117,7 +117,7 @@ def test_a_plateau_cuts_every_rate_stops_and_restores_its_best_epoch(
     assert all(torch.equal(v, seen[2][k]) for k, v in trainer.network.state_dict().items())
     said = capsys.readouterr().out
     assert "2 cuts of the learning rate brought no gain: stopped" in said
-    assert "kept epoch 3: validation accuracy 0.800" in said
+    assert "kept epoch 3: val accuracy 0.800" in said
 
 
 def test_a_plateau_needs_validation_cells(trainer_for: MakeTrainer) -> None:
@@ -142,9 +142,9 @@ def test_a_killed_run_resumes_bit_exactly(trainer_for: MakeTrainer, tmp_path: Pa
     whole = trainer_for(recipe)
     rows = list(whole.fit())
     assert ("momentum" in whole.optimizer.param_groups[0]) == (recipe.optimizer == "sgd")
-    next(trainer_for(recipe, checkpoints=Checkpoints(RunFolder(tmp_path), IDENTITY)).fit())
-    checkpoints = Checkpoints(RunFolder(tmp_path), IDENTITY)
-    checkpoints.resume("latest")
+    next(trainer_for(recipe, checkpoints=Checkpoints(RunFolder(tmp_path))).fit())
+    checkpoints = Checkpoints(RunFolder(tmp_path))
+    checkpoints.resume()
     resumed = trainer_for(recipe, checkpoints=checkpoints)
     columns = ("train_loss", "val_loss", "learning_rate")
     assert [[row[k] for k in columns] for row in resumed.fit()] == [[row[k] for k in columns] for row in rows]

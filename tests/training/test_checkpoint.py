@@ -30,7 +30,7 @@ from trainers import MIRRORED, SMALL, MakeTrainer
 
 RECIPE = replace(SMALL, drop_rate=0.5)
 KEPT_FEATURES = {"augmentation": MIRRORED, "frozen": ("backbone",), "drop_rate": 0.0, "num_train_epochs": 5}
-IDENTITY = RunIdentity({"learning_rate": None, "seed": 0}, {"image_size": 32}, start="a" * 64, processes=1)
+IDENTITY = RunIdentity({"deterministic": False, "seed": 0}, {"image_size": 32}, start="a" * 64, processes=1)
 STATE = Checkpoint(
     {"network/weight": torch.arange(6.0).view(2, 3), "kept/weight": torch.ones(2)}, {"rows": [{"loss": 0.1}]}
 )
@@ -45,14 +45,14 @@ class Killed(Exception):
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(RunFolder(tmp_path), IDENTITY)
+    return Checkpoints(RunFolder(tmp_path))
 
 
 def test_a_checkpoint_comes_back_as_it_was(checkpoints: Checkpoints) -> None:
     path = checkpoints.save(STATE, epoch=2, step=5)
     assert path.name == "00001-epoch-2-step-5"
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}, "nothing that could run code"
-    checkpoints.resume("latest")
+    checkpoints.resume()
     assert checkpoints.resumed is not None
     assert checkpoints.resumed.values == STATE.values
     assert checkpoints.resumed.part("network").keys() == {"weight"}
@@ -79,20 +79,18 @@ def test_a_damaged_one_gives_way_to_the_one_before(
     content = (last / file).read_bytes()
     # Of the tensors, the last number is changed.
     (last / file).write_bytes(damage(content) if damage(content) != content else content[:-1] + b"\x7f")
-    checkpoints.resume("latest")
+    checkpoints.resume()
     assert checkpoints.resumed is not None and checkpoints.resumed.values == {"n": 1}
     assert capsys.readouterr().out.splitlines() == [
         f"{last}: is damaged; the checkpoint before it is used",
         f"resuming from {checkpoints.folder / '00001-epoch-1-step-0'}",
     ]
-    with pytest.raises(LeukoscopeError, match=f"^{last}: is damaged or not a checkpoint; give latest, or another one$"):
-        checkpoints.resume(str(last))
 
 
 def test_without_a_whole_one_the_run_starts_at_the_beginning(
     checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoints.resume("latest")
+    checkpoints.resume()
     assert checkpoints.resumed is None
     message = f"{checkpoints.folder}: holds no complete checkpoint; training starts at the beginning"
     assert capsys.readouterr().out == f"{message}\n"
@@ -118,19 +116,24 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"flags": {"learning_rate": 0.5, "seed": 0}}, "learning_rate: None"),
+        ({"flags": {"deterministic": True, "seed": 0}}, "deterministic: False"),
         ({"recipe": {"image_size": 64}}, "recipe's image_size: 32"),
         ({"processes": 2}, "processes (accelerate launch --num_processes): 1"),
         ({"start": "b" * 64}, "the start weights' sha256: aaaaaaaaaaaa"),
+        ({"data": "others"}, "the data's fingerprint: None"),
     ],
 )
-def test_another_run_is_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> None:
-    path = Checkpoints(RunFolder(tmp_path), IDENTITY).save(STATE, epoch=1, step=1)
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_another_run_is_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str, is_finished: bool) -> None:
+    Checkpoints(RunFolder(tmp_path)).save(STATE, epoch=1, step=1)
+    if is_finished:
+        RunFolder(tmp_path).metrics.touch()
+    RunFolder(tmp_path).save_identity(IDENTITY, IDENTITY.flags)
+    RunFolder(tmp_path).check(IDENTITY, resume=True)
     with pytest.raises(LeukoscopeError) as refused:
-        Checkpoints(RunFolder(tmp_path), replace(IDENTITY, **change)).resume("latest")
+        RunFolder(tmp_path).check(replace(IDENTITY, **change), resume=True)
     assert str(refused.value) == (
-        f"{path}: is a checkpoint of a run with other settings ({named}); give the earlier settings, or start a new "
-        "run in another --output_dir"
+        f"--output_dir {tmp_path}: holds a run with other settings ({named}); give another folder or remove it"
     )
 
 
@@ -153,56 +156,24 @@ def test_a_setting_that_one_of_two_runs_lacks_is_another_setting() -> None:
 
 
 def test_an_unfinished_run_is_not_overwritten_by_mistake(tmp_path: Path) -> None:
-    RunFolder(tmp_path).check(None, IDENTITY)
-    RunFolder(tmp_path).check("latest", IDENTITY)
-    Checkpoints(RunFolder(tmp_path), IDENTITY).save(STATE, epoch=3, step=4)
-    RunFolder(tmp_path).check("latest", IDENTITY)
+    folder = RunFolder(tmp_path)
+    for resume in (True, False):
+        folder.check(IDENTITY, resume=resume)
+    Checkpoints(folder).save(STATE, epoch=3, step=4)
+    folder.save_identity(IDENTITY, IDENTITY.flags)
+    folder.check(IDENTITY, resume=True)
     with pytest.raises(LeukoscopeError) as refused:
-        RunFolder(tmp_path).check(None, IDENTITY)
+        folder.check(IDENTITY, resume=False)
     assert str(refused.value) == (
         f"--output_dir {tmp_path}: holds an unfinished run (00001-epoch-3-step-4); resume it with "
         f"--resume_from_checkpoint latest, or remove {tmp_path / 'checkpoints'} to start again"
     )
 
 
-def _own(*flags: str) -> RunIdentity:
-    return _identity(parse_config(["--dataset_name", "imagefolder", "--train_dir", "cells", *flags]))
-
-
-def _complete(run: Path, identity: RunIdentity) -> None:
-    (run / "metrics.json").touch()
-    RunFolder(run).save_identity(identity)
-
-
-@pytest.mark.parametrize(
-    ("flags", "known", "named"),
-    [
-        (["--fold", "1"], {}, "fold: 0"),
-        ([], {"data": "others"}, "the data's fingerprint: cells"),
-        ([], {"split": "another"}, "the split's fingerprint: split"),
-        (["--num_train_epochs", "3"], {}, "num_train_epochs: None, recipe's num_train_epochs: "),
-    ],
-)
-def test_a_finished_run_gives_way_to_none_with_other_settings(
-    tmp_path: Path, flags: list[str], known: dict[str, Any], named: str
-) -> None:
-    _complete(tmp_path, _own())
-    with pytest.raises(LeukoscopeError) as refused:
-        RunFolder(tmp_path).check(None, replace(_own(*flags), **known))
-    assert str(refused.value).startswith(f"--output_dir {tmp_path}: holds a finished run with other settings ({named}")
-    assert str(refused.value).endswith("); give another folder or remove it")
-    RunFolder(tmp_path).check(None, _own("--checkpointing_steps", "9", "--quiet", "--train_dir", "a_copy"))
-
-
 def test_a_finished_run_whose_settings_are_not_known_is_kept(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").touch()
-    with pytest.raises(LeukoscopeError, match=r"finished run with other settings \(no args.yaml names them\); "):
-        RunFolder(tmp_path).check(None, IDENTITY)
-
-
-def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LeukoscopeError, match=f"^--resume_from_checkpoint {tmp_path}: no checkpoint; give latest, or"):
-        RunFolder(tmp_path / "run").check(str(tmp_path), IDENTITY)
+    with pytest.raises(LeukoscopeError, match=r"holds a run with other settings \(no args.yaml names them\); "):
+        RunFolder(tmp_path).check(IDENTITY, resume=False)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +184,7 @@ def test_an_interval_adds_to_the_checkpoints_of_the_epochs(
     trainer_for: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, written: list[str]
 ) -> None:
     trainer = Runs(trainer_for, replace(RECIPE, num_train_epochs=1), tmp_path, steps).trainer()
-    monkeypatch.setattr("leukoscope.training.run_folder.CHECKPOINTS_KEPT", 9)
+    monkeypatch.setattr("leukoscope.training.checkpoint.CHECKPOINTS_KEPT", 9)
     list(trainer.fit())
     assert [path.name.partition("-epoch-")[2] for path in RunFolder(tmp_path).checkpoint_folders()] == written
 
@@ -237,9 +208,9 @@ class Runs:
         self.make, self.recipe, self.folder, self.steps, self.flags = trainer_for, recipe, folder, steps, flags
 
     def trainer(self, *, resume: bool = False, checkpoints: bool = True) -> Trainer:
-        kept = Checkpoints(RunFolder(self.folder), IDENTITY, steps=self.steps) if checkpoints else None
+        kept = Checkpoints(RunFolder(self.folder), steps=self.steps) if checkpoints else None
         if kept and resume:
-            kept.resume("latest")
+            kept.resume()
             assert kept.resumed is not None
         build = _forgotten if resume else build_network
         return self.make(self.recipe, build=build, checkpoints=kept, **self.flags)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +19,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from leukoscope import LeukoscopeError
+from leukoscope.cache import cache_root
 from leukoscope.data.augmentation import Augmentation, Augmenter
 from leukoscope.data.changes import TRAINING_RANGES
 from leukoscope.data.loading import load_cells
@@ -26,6 +28,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.models.build import build_network
 from leukoscope.models.recipes import Recipe, timm_recipe
 from leukoscope.models.weights import round_as_stored
+from leukoscope.training import data
 from leukoscope.training.accelerator import make_accelerator
 from leukoscope.training.config import RunArguments, TrainingConfig
 from leukoscope.training.data import (
@@ -35,7 +38,7 @@ from leukoscope.training.data import (
     SubjectBalancedSampler,
     backbone_hash,
     can_cache_features,
-    features_file,
+    features_folder,
     features_suffice,
     frozen_features,
     make_inputs,
@@ -62,9 +65,13 @@ def network() -> nn.Module:
     return build_network(RECIPE, 2)
 
 
-def _kept(network: nn.Module, cells: FramedCells) -> tuple[Path, np.ndarray]:
-    path = features_file(network, cells, RECIPE)
-    return path, frozen_features(path, network, cells, PREPROCESSING, Augmenter(MIRRORED, "black", 0))
+ALL_ROWS = np.arange(32)
+
+
+def _kept(network: nn.Module, cells: FramedCells, rows: np.ndarray = ALL_ROWS) -> tuple[Path, np.ndarray]:
+    folder = features_folder(network, cells, RECIPE)
+    pixels = PixelInputs(cells, PREPROCESSING, Augmenter(MIRRORED, "black", 0))
+    return folder, frozen_features(folder, rows, network, pixels).items(rows).numpy()
 
 
 # Which systems it is for
@@ -89,7 +96,7 @@ def test_only_a_wholly_frozen_backbone_shown_finitely_many_looks(change: dict[st
 def test_a_run_too_short_to_gain_by_it_uses_no_features_whatever_another_run_kept(cells: FramedCells) -> None:
     accelerator = _accelerator()
     for passes, kind in ((15, PixelInputs), (16, FeatureInputs), (15, PixelInputs)):  # a quarter of 32 cells, two looks
-        inputs = make_inputs(accelerator, build_network(RECIPE, 2), cells, RECIPE, 0, passes=passes)
+        inputs = make_inputs(accelerator, build_network(RECIPE, 2), cells, RECIPE, 0, rows=ALL_ROWS, passes=passes)
         assert isinstance(inputs, kind)
 
 
@@ -112,13 +119,14 @@ def test_features_are_what_the_head_is_given_for_each_look(network: nn.Module, c
 
 @pytest.mark.parametrize(("small_changes", "consistency"), [(0.0, 0.0), (0.8, 0.0), (1.0, 0.3)])
 def test_a_head_learns_from_kept_features_what_it_learns_from_cells_and_nothing_else_changes(
-    trainer_for: MakeTrainer, small_changes: float, consistency: float
+    trainer_for: MakeTrainer, small_changes: float, consistency: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     augmentation = replace(MIRRORED, small_changes=small_changes)
     recipe = replace(RECIPE, augmentation=augmentation, consistency=consistency)
     fitted = []
-    for cache_features in (True, False):
-        trainer = trainer_for(recipe, cache_features=cache_features)
+    for share_that_pays in (0, math.inf):
+        monkeypatch.setattr("leukoscope.training.data._RUN_SHARE", share_that_pays)
+        trainer = trainer_for(recipe)
         fitted.append((trainer, list(trainer.fit())))
     (kept, kept_rows), (anew, anew_rows) = fitted
     assert (type(kept.inputs), type(anew.inputs)) == (FeatureInputs, PixelInputs)
@@ -149,23 +157,50 @@ def test_a_second_run_reads_what_the_first_one_kept(
     cells: FramedCells, network: nn.Module, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    path, first = _kept(network, cells)
-    written = path.stat().st_ino
+    folder, first = _kept(network, cells)
+    written = {path: path.stat().st_ino for path in folder.iterdir()}
     _, second = _kept(network, cells)
-    assert path.stat().st_ino == written
+    assert {path: path.stat().st_ino for path in folder.iterdir()} == written
     assert np.array_equal(first, second)
-    assert isinstance(second, np.memmap)
     assert capsys.readouterr().out.splitlines() == [
-        f"frozen backbone: features of 32 cells in 2 version(s) kept in {path}",
-        f"frozen backbone: features of 32 cells read from {path}",
+        f"frozen backbone: features of 32 cells in 2 version(s) kept in {folder}",
+        f"frozen backbone: features of 32 cells read from {folder}",
     ]
+
+
+def test_only_the_cells_that_are_asked_for_are_computed_and_a_killed_run_loses_one_part(
+    cells: FramedCells, network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    killed: list[bool] = []
+    compute = data._features_of
+
+    def counting(rows: np.ndarray, *others: Any) -> np.ndarray:
+        if len(computed) == 10 and not killed:
+            killed.append(True)
+            raise KeyboardInterrupt
+        computed.extend(rows.tolist())
+        return compute(rows, *others)
+
+    monkeypatch.setattr(data, "_features_of", counting)
+    monkeypatch.setattr(data, "_CELLS_PER_PASS", 2)
+    with pytest.raises(KeyboardInterrupt):
+        _kept(network, cells)
+    assert computed == [*range(10)]
+    _, some = _kept(network, cells, np.array([3, 4, 20, 30, 31]))
+    assert computed[10:] == [20, 30, 31, 31], "two at a time, whatever is missing"
+    monkeypatch.undo()
+    _, every = _kept(network, cells)
+    assert np.array_equal(every[[3, 4, 20, 30, 31]], some)
+    shutil.rmtree(features_folder(network, cells, RECIPE))
+    assert np.array_equal(_kept(network, cells)[1], every)
 
 
 def test_the_head_does_not_matter_but_weights_looks_and_pictures_do(
     network: nn.Module, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def file(recipe: Recipe = RECIPE, these: FramedCells = cells) -> Path:
-        return features_file(network, these, recipe)
+        return features_folder(network, these, recipe)
 
     first = file()
     with torch.no_grad():
@@ -185,35 +220,27 @@ def test_the_head_does_not_matter_but_weights_looks_and_pictures_do(
     assert file() != first
 
 
-@pytest.mark.parametrize("damage", ["truncated", "changed", "emptied", "without its digest"])
-def test_a_damaged_file_is_computed_again_and_said_so(
-    network: nn.Module, cells: FramedCells, damage: str, capsys: pytest.CaptureFixture[str]
+def test_damaged_features_are_computed_again_and_said_so(
+    network: nn.Module, cells: FramedCells, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, features = _kept(network, cells)
-    expected, content = features.copy(), path.read_bytes()
-    if damage == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "changed":
-        path.write_bytes(content[:-9] + bytes([content[-9] ^ 255]) + content[-8:])
-    elif damage == "emptied":
-        path.write_bytes(b"")
-    else:
-        path.with_suffix(".sha256").unlink()
+    folder, expected = _kept(network, cells)
+    path = max(folder.glob("*.npy"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 255]) + content[-8:])
     capsys.readouterr()
     _, again = _kept(network, cells)
-    assert capsys.readouterr().out.splitlines()[0] == f"{path}: damaged; the features are computed again"
+    assert capsys.readouterr().err == f"{path}: damaged; it is made again\n"
     assert np.array_equal(again, expected)
 
 
-def test_a_full_disk_is_said_before_anything_is_computed(
+def test_a_full_disk_is_said_before_the_long_work(
     network: nn.Module, cells: FramedCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    path = features_file(network, cells, RECIPE)
     with pytest.raises(LeukoscopeError) as refused:
         _kept(network, cells)
     assert str(refused.value) == (
-        f"{path.parent}: cannot keep the frozen backbone's features there (No space left on device; 0 MB needed); "
+        f"{cache_root()}: cannot keep the frozen backbone's features there (No space left on device); "
         "free some space or set LEUKOSCOPE_CACHE to another folder"
     )
 
@@ -265,14 +292,14 @@ LABELS = np.asarray([0] * 66 + [1] * 34)
 
 
 def epoch(number: int, seed: int = 0) -> list[int]:
-    sampler = SubjectBalancedSampler(LABELS, SUBJECTS, seed)
+    sampler = SubjectBalancedSampler(LABELS, SUBJECTS, seed, size=len(LABELS))
     sampler.set_epoch(number)
     return list(sampler)
 
 
 def test_classes_and_their_subjects_are_shown_equally_often() -> None:
     shown = epoch(0)
-    assert len(shown) == len(LABELS) == len(SubjectBalancedSampler(LABELS, SUBJECTS, 0))
+    assert len(shown) == len(LABELS)
     assert Counter(LABELS[shown].tolist()) == {0: 50, 1: 50}
     by_subject = Counter(SUBJECTS[i] for i in shown)
     assert (by_subject["a"], by_subject["b"]) == (25, 25)
@@ -298,5 +325,5 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_cells_without_a_subject_share_one_turn_within_their_class() -> None:
-    sampler = SubjectBalancedSampler(np.asarray([0, 0, 1, 1]), ["", "", "", ""], 0)
+    sampler = SubjectBalancedSampler(np.asarray([0, 0, 1, 1]), ["", "", "", ""], 0, size=4)
     assert Counter(sampler) == {0: 1, 1: 1, 2: 1, 3: 1}

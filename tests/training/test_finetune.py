@@ -18,6 +18,7 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split, make_split
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.build import NetworkStart, build_network, model_args, rewrite_for_timm
+from leukoscope.models.metrics import Metrics
 from leukoscope.models.recipes import Recipe, get_recipe
 from leukoscope.models.weights import (
     classifier_parameters,
@@ -34,10 +35,10 @@ FREQUENCIES = {"ALL": 0.75, "HEM": 0.25}
 ELSEWHERE = {"name": "cnmc2019", "fingerprint": "0" * 64, "unit": "subject"}
 
 
-def _metrics(**parts: Any) -> dict[str, Any]:
+def _metrics(**parts: Any) -> Metrics:
     training = {"subjects": ["1", "2"], "start_weights": "ImageNet", "class_frequencies": FREQUENCIES}
     made = {"recipe": {"name": "densenet121", "class_weighted": True}, "data": ELSEWHERE, "training": training}
-    return made | parts
+    return Metrics.model_validate(made | parts)
 
 
 def _release(folder: Path, network: nn.Module, labels: tuple[str, ...] = ("ALL", "HEM"), **settings: Any) -> Path:
@@ -89,7 +90,7 @@ def test_the_same_classes_keep_the_head_as_training_left_it_in_our_order(
     shift_class_frequencies(trained, torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25]))
     rescale_classifier(trained, 1.6)
     presumed = {said: dict(zip(labels, (0.75, 0.25), strict=True))}
-    metrics = _metrics(calibration={"temperature": 1.6}, training=_metrics()["training"] | presumed)
+    metrics = _metrics(calibration={"temperature": 1.6}, training=_metrics().training.content() | presumed)
     started = _start(network, _release(tmp_path / "r", trained, labels, metrics=metrics), cells, split)
     weight, bias = _head(network)
     torch.testing.assert_close(weight, as_trained[0])
@@ -102,7 +103,7 @@ def test_the_same_classes_keep_the_head_as_training_left_it_in_our_order(
 def test_a_kept_head_starts_from_the_frequencies_of_a_training_that_weighs_no_class(
     tmp_path: Path, cells: FramedCells, split: Split
 ) -> None:
-    training = _metrics()["training"] | {"output_frequencies": {"ALL": 0.5, "HEM": 0.5}}
+    training = _metrics().training.content() | {"output_frequencies": {"ALL": 0.5, "HEM": 0.5}}
     folder, network = _release(tmp_path / "r", _network(1), metrics=_metrics(training=training)), _network(2)
     recipe = replace(RECIPE, class_weighted=False)
     start_from_release(network, recipe, str(folder), cells, split)
@@ -162,7 +163,7 @@ def test_what_earlier_releases_of_the_chain_saw_is_passed_on(tmp_path: Path, cel
     first = _release(tmp_path / "first", _network(1))
     provenance = _start(_network(2), first, cells, split).provenance
     own = {"name": "ball4", "fingerprint": "1" * 64, "unit": "block"}
-    training = _metrics()["training"] | {"subjects": ["b-00"]} | provenance
+    training = _metrics().training.content() | {"subjects": ["b-00"]} | provenance
     second = _release(tmp_path / "second", _network(3), metrics=_metrics(data=own, training=training))
     seen = _start(_network(4), second, cells, split).provenance["started_from"]["seen"]
     assert seen == [own | {"subjects": ["b-00"]}, ELSEWHERE | {"subjects": ["1", "2"]}]
@@ -175,13 +176,13 @@ def _subjects(cells: FramedCells, side: tuple[str, ...]) -> list[str]:
     return sorted({cells.subjects[row] for row in cells.rows(side)})
 
 
-def _trained_on(cells: FramedCells, subjects: list[str], **data: str) -> dict[str, Any]:
+def _trained_on(cells: FramedCells, subjects: list[str], **data: str) -> Metrics:
     own = {"name": "imagefolder", "fingerprint": cells.data.fingerprint, "unit": "subject"} | data
-    return _metrics(data=own, training=_metrics()["training"] | {"subjects": subjects})
+    return _metrics(data=own, training=_metrics().training.content() | {"subjects": subjects})
 
 
-UNCLEAR = "r was trained on other cells; whether some of these are among them is unknown"
-TOO_GOOD = "of the validation side: the validation metrics are too optimistic"
+UNCLEAR = "whether r was trained on some of these cells is unknown"
+TOO_GOOD = "of the validation side: its metrics are too optimistic"
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def noted(tmp_path: Path, cells: FramedCells, split: Split) -> Callable[..., tup
     """Notes on fine-tuning a release with these metrics, which keeps predictions of cells under other names."""
 
     def noted(
-        metrics: dict[str, Any], *, cells: FramedCells = cells, split: Split = split, kept: tuple[str, ...] = ()
+        metrics: Metrics, *, cells: FramedCells = cells, split: Split = split, kept: tuple[str, ...] = ()
     ) -> tuple[str, ...]:
         release, rows = _release(tmp_path / "r", _network(1), metrics=metrics), cells.rows(kept)
         (release / "predictions").mkdir(exist_ok=True)
@@ -210,9 +211,8 @@ def test_a_release_that_knows_a_tested_subject_is_refused(
     with pytest.raises(LeukoscopeError) as refused:
         noted(known)
     assert str(refused.value) == (
-        f"--model_name_or_path r: was trained on subject {tested[0]} ({len(tested)} in all) of this run's test side, "
-        "so its metrics would be inflated; use --split all, which measures nothing, a --split_file that tests other "
-        "subjects, or other cells"
+        f"--model_name_or_path r: its data hold {len(tested)} subject(s) of this run's test side, so its metrics would "
+        "be inflated; use --split all, which measures nothing, a --split_file that tests others, or other cells"
     )
     assert noted(known, split=make_split(cells.data, "all")) == (), "no metric is inflated"
 
@@ -222,7 +222,7 @@ def test_one_data_set_is_known_by_its_name_whatever_part_of_it_is_here(
 ) -> None:
     named = replace(cells, data=replace(cells.data, info=replace(cells.data.info, name="cnmc2019")))
     tested = _subjects(cells, split.test)
-    with pytest.raises(LeukoscopeError, match=rf"subject {tested[0]} \(1 in all\)"):
+    with pytest.raises(LeukoscopeError, match=r"its data hold 1 subject\(s\) of"):
         noted(_trained_on(cells, tested[:1], name="cnmc2019", fingerprint="f" * 64), cells=named)
     # Two hospitals' folders may both hold a subject "1"; but that cannot be told.
     assert noted(_trained_on(cells, tested, name="imagefolder", fingerprint="f" * 64)) == (UNCLEAR,)
@@ -232,8 +232,8 @@ def test_what_it_may_have_seen_is_noted(
     noted: Callable[..., tuple[str, ...]], cells: FramedCells, split: Split
 ) -> None:
     validated = _subjects(cells, split.validation)
-    assert noted(_trained_on(cells, validated)) == (f"r was trained on {len(validated)} subject(s) {TOO_GOOD}",)
-    assert noted({}) == ("r does not say which cells it was trained on; it may have seen some of these",)
+    assert noted(_trained_on(cells, validated)) == (f"the data of r hold {len(validated)} subject(s) {TOO_GOOD}",)
+    assert noted(Metrics()) == (UNCLEAR,)
     assert noted(_metrics()) == (UNCLEAR,)
 
 
@@ -242,11 +242,8 @@ def test_its_cells_under_another_data_set_s_name_are_known_by_their_pixels(
 ) -> None:
     assert noted(_metrics(), kept=split.train) == ()
     (note, *_) = noted(_metrics(), kept=split.validation, split=replace(split, test=()))
-    assert note == f"the data of r contain {len(split.validation)} cells {TOO_GOOD}"
-    count = len(split.test)
-    with pytest.raises(
-        LeukoscopeError, match=f"r: its own data contain {count} of the {count} cells of this run's test"
-    ):
+    assert note == f"the data of r hold {len(split.validation)} cells {TOO_GOOD}"
+    with pytest.raises(LeukoscopeError, match=f"r: its data hold {len(split.test)} cells of this run's test"):
         noted(_metrics(), kept=split.test)
 
 
@@ -271,7 +268,7 @@ def test_another_head_and_other_pixels_are_refused(tmp_path: Path, cells: Framed
     assert message.startswith(f"--model_name_or_path {folder}: is not the recipe's network (")
     raw = _release(tmp_path / "raw", _network(1), preprocessing=Preprocessing(32, 1.0, mean=(0, 0, 0), std=(1, 1, 1)))
     assert _refusal(_network(2), raw, cells, split).startswith(
-        f"--model_name_or_path {raw}: its standardisation (mean, std) is ((0, 0, 0), (1, 1, 1)), that of --recipe "
+        f"--model_name_or_path {raw}: its standardisation (mean, std) is ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), that of"
     )
 
 
@@ -293,7 +290,7 @@ def _flags(release: Path, *more: str) -> TrainingConfig:
     return parse_config([*data, "--model_name_or_path", str(release), *more])
 
 
-def _small(folder: Path, metrics: dict[str, Any]) -> Path:
+def _small(folder: Path, metrics: Metrics) -> Path:
     recipe = replace(get_recipe("densenet121"), block_config=(1, 1))
     made: dict[str, Any] = {"architecture": "densenet121", "model_args": model_args(recipe), "metrics": metrics}
     return _release(folder, build_network(recipe, 2), preprocessing=Preprocessing(48, 1.0), **made)
@@ -332,8 +329,8 @@ def test_a_network_rewritten_for_timm_is_fine_tuned_as_it_was_released(
 
 def test_a_release_of_an_unknown_recipe_needs_one_named(tmp_path: Path) -> None:
     for metrics, said in (
-        (_metrics(recipe={"name": "house_9"}), "its recipe house_9 is unknown here"),
-        ({}, "it does not say which recipe made it"),
+        (_metrics(recipe={"name": "house_9"}), "its recipe 'house_9' is unknown here"),
+        (Metrics(), "its recipe '' is unknown here"),
     ):
         folder = _small(tmp_path / "r", metrics)
         with pytest.raises(LeukoscopeError) as refused:

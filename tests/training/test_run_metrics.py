@@ -12,6 +12,7 @@ import torch
 from leukoscope import RESEARCH_NOTICE, __version__
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
+from leukoscope.models.metrics import Evaluation
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.identity import RunIdentity
 from leukoscope.training.run_metrics import describe_run, hardware, result_lines
@@ -25,7 +26,8 @@ def config() -> TrainingConfig:
 def test_a_run_is_described_by_its_cells_start_and_machine(
     config: TrainingConfig, cells: FramedCells, split: Split
 ) -> None:
-    made = describe_run(config, RunIdentity.of(config, config.resolve()), cells, split, "ImageNet", torch.device("cpu"))
+    identity = RunIdentity.of(config, config.resolve(), start="")
+    made = describe_run(config, identity, cells, split, "ImageNet", torch.device("cpu")).content()
     training = made["training"]
     assert (training["cells"], training["start_weights"], training["seed"]) == (len(split.train), "ImageNet", 3)
     assert training["subjects"] == sorted({cells.subjects[row] for row in cells.rows(split.train)})
@@ -49,7 +51,9 @@ def test_a_run_on_the_cpu_names_the_cpu_though_there_is_a_gpu(monkeypatch: pytes
 def test_figures_for_the_terminal_stand_with_their_baseline_and_the_notice() -> None:
     figures = {"cells": 1234, "accuracy": 0.8, "balanced_accuracy": 0.75, "f1_weighted": 0.7, "auroc": None}
     baseline = {"balanced_accuracy": 0.7, "f1_weighted": 0.6}
-    assert result_lines({"metrics": figures, "size_only_baseline": baseline}).splitlines() == [
+    assert result_lines(
+        Evaluation.model_validate({"metrics": figures, "size_only_baseline": baseline})
+    ).splitlines() == [
         "test (1,234 cells): accuracy 0.800, balanced accuracy 0.750, weighted F1 0.700, AUROC –",
         "  cell size alone: balanced accuracy 0.700, weighted F1 0.600",
         f"  {RESEARCH_NOTICE}",

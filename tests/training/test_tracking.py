@@ -14,13 +14,15 @@ from accelerate import Accelerator
 
 import leukoscope
 from leukoscope import LeukoscopeError
+from leukoscope.models.metrics import Evaluation
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training import tracking
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.tracking import check_tracking, finish_tracking, start_tracking, track_epoch, track_test
 
 ROWS = [{"epoch": 1, "train_loss": 0.75, "val_auroc": 0.5}, {"epoch": 2, "train_loss": 0.25, "val_auroc": 0.875}]
-BLOCK = {"metrics": {"accuracy": 0.75, "balanced_accuracy": 0.5, "f1_weighted": 0.5, "f1_macro": 0.5, "auroc": None}}
+FIGURES = {"accuracy": 0.75, "balanced_accuracy": 0.5, "f1_weighted": 0.5, "f1_macro": 0.5, "auroc": None}
+BLOCK = Evaluation.model_validate({"metrics": FIGURES})
 
 
 def _needs(package: str) -> pytest.MarkDecorator:
@@ -63,7 +65,7 @@ def test_tensorboard_gets_metrics_and_settings_in_the_run_folder(tmp_path: Path)
         "train_loss": [(1, 0.75), (2, 0.25)],
         "val_auroc": [(1, 0.5), (2, 0.875)],
         # At the last step, though an earlier epoch was kept: wandb leaves out what is logged at an earlier step.
-        **{f"test_{name}": [(2, value)] for name, value in BLOCK["metrics"].items() if value is not None},
+        **{f"test_{name}": [(2, value)] for name, value in FIGURES.items() if value is not None},
         "kept_epoch": [(2, 1)],
     }
     (file,) = tmp_path.rglob("hparams.yml")

@@ -23,6 +23,7 @@ from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import BY_IMAGE, load_split
+from leukoscope.evaluation.calibration import calibrated
 from leukoscope.evaluation.metrics import measure
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.models.build import build_network
@@ -30,7 +31,6 @@ from leukoscope.models.recipes import get_recipe
 from leukoscope.models.weights import load_release, output_frequencies, shift_class_frequencies
 from leukoscope.training import accelerator as devices
 from leukoscope.training import train as loop
-from leukoscope.training.checkpoint import Checkpoint, Checkpoints
 from leukoscope.training.config import TrainingConfig, parse_config
 from leukoscope.training.identity import RunIdentity
 from leukoscope.training.run_folder import RunFolder
@@ -88,6 +88,7 @@ def _summary(run: Path) -> list[dict[str, str]]:
 def test_the_run_folder_explains_itself(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "args.yaml",
+        "learning_curve.png",
         "metrics.json",
         "predictions.parquet",
         "release",
@@ -149,15 +150,16 @@ def test_the_release_carries_the_runs_metrics_and_answers_as_the_measured_networ
     release = load_release(finished / "release")
     assert release.labels == ("ALL", "HEM")
     assert release.preprocessing == Preprocessing(32, 350 / 450)
-    assert release.metrics == _metrics(finished)
+    assert release.metrics.content() == _metrics(finished)
     answers = CellPredictions.load(finished / "predictions.parquet")
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tiny_cache))
     framed = frame_cells(phantom_data, release.preprocessing)
     batch = torch.from_numpy(framed.pixels[framed.rows(answers.cell_ids[:16])]).permute(0, 3, 1, 2)
     with torch.inference_mode():
         released = release.network(release.preprocessing.normalise(batch)).softmax(dim=1).numpy()
-    # The release keeps half the digits of each weight, and those were measured.
-    assert np.allclose(released, answers.probabilities[:16], atol=1e-5)
+    # The release keeps half the digits of each weight, and those were measured; its weights hold the temperature, too.
+    measured = calibrated(answers, release.metrics.temperature)
+    assert np.allclose(released, measured.probabilities[:16], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -225,8 +227,7 @@ def test_training_on_every_whole_picture_claims_no_test_figure_and_keeps_the_las
         (["--mixed_precision", "no"], "bf16", False, "no", "precision no: --mixed_precision\n"),
         (
             ["--mixed_precision", "bf16"], None, False, "bf16",
-            "precision bf16: --mixed_precision\n"
-            "  this processor has no bf16 units, so a step takes several times as long as with --mixed_precision no\n",
+            "precision bf16: --mixed_precision, slowly: this device has no bf16 units\n",
         ),
     ],
 )  # fmt: skip
@@ -243,6 +244,25 @@ def test_the_precision_is_the_flags_then_the_launchers_then_the_recipes(
     assert config.resolve().cpu_precision == "bf16"
     assert devices.make_accelerator(config, config.resolve()).mixed_precision == precision
     assert capsys.readouterr().out == f"1 process(es) on cpu\n{said}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the default of a GPU is another")
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [
+        ([], "runs/phantoms-densenet121"),
+        (["--mixed_precision", "bf16"], "runs/phantoms-densenet121"),
+        (["--mixed_precision", "no"], "runs/phantoms-densenet121-fp32"),
+        (["--mixed_precision", "no", "--output_dir", "here"], "here"),
+    ],
+)
+def test_another_precision_has_a_folder_of_its_own_name(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], folder: str
+) -> None:
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    config = parse_config(flags)
+    assert devices.make_accelerator(config, config.resolve()).project_dir == Path(folder)
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="PyTorch before 2.9 has one switch")
@@ -366,7 +386,7 @@ def test_an_interrupted_run_resumes_and_leaves_what_a_whole_one_leaves(
     monkeypatch.undo()
     assert "holds an unfinished run (" in _refusal(_own(own_cells, tmp_path / "run", *epochs))
     other = _own(own_cells, tmp_path / "run", *epochs, "--seed", "1", "--resume_from_checkpoint")
-    assert ": is a checkpoint of a run with other settings (seed: 0, the split's fingerprint: " in _refusal(other)
+    assert "holds a run with other settings (seed: 0, the split's fingerprint: " in _refusal(other)
     run = train(_own(own_cells, tmp_path / "run", *epochs, "--resume_from_checkpoint"))
     assert "resuming from " in capsys.readouterr().out
     assert {path.name for path in run.iterdir()} == {path.name for path in whole.iterdir()}
@@ -387,11 +407,13 @@ def test_what_a_run_lacked_when_it_was_killed_at_its_very_end_is_done_by_resumin
     monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("trained again"))
     resumed = parse_config([*TINY, *SHALLOW, "--output_dir", str(out), "--resume_from_checkpoint"])
     other = replace(resumed, run=replace(resumed.run, seed=1))
-    assert "holds a finished run with other settings (seed: 0)" in _refusal(other)
+    assert "holds a run with other settings (seed: 0, " in _refusal(other)
     api.run(resumed)
     assert (out / "release" / "README.md").is_file() and (out / "metrics.json").read_bytes() == before
     assert not (out / "checkpoints").exists() and not list(out.rglob("*.tmp"))
-    assert f"{out}: the run is complete, and is not trained again\n" in capsys.readouterr().out
+    assert f"{out}: this run is finished, and is not trained again\n" in capsys.readouterr().out
+    api.run(replace(resumed, run=replace(resumed.run, resume_from_checkpoint=None)))
+    assert f"{out}: this run is finished, and is not trained again\n" in capsys.readouterr().out
 
 
 # Columns of summary.csv that say how the machine fared, not what was learnt.
@@ -455,7 +477,7 @@ def _earlier_run(folder: Path, config: TrainingConfig) -> dict[str, bytes]:
     (folder / "release").mkdir(parents=True)
     for name in ("release/metrics.json", "metrics.json", "summary.csv"):
         (folder / name).write_text(f"an earlier run's {name}")
-    RunFolder(folder).save_identity(RunIdentity.of(config, config.resolve()))
+    RunFolder(folder).save_identity(RunIdentity.of(config, config.resolve()), config.as_dict())
     return _contents(folder)
 
 
@@ -464,25 +486,23 @@ def _earlier_run(folder: Path, config: TrainingConfig) -> dict[str, bytes]:
     [
         (["--train_dir", "nowhere"], "--train_dir nowhere: "),
         (["--split_file", "nowhere.json"], "nowhere.json"),
-        (["--split", "all", "--per_device_train_batch_size", "33"], "larger than the 32 cells of an epoch, of 32"),
-        (["--max_train_samples", "1", "--per_device_train_batch_size", "1"], "; use another --split or more cells"),
-        (["--resume_from_checkpoint", "foreign/checkpoints/00001-epoch-1-step-1"], " of a run with other settings ("),
-        (["--resume_from_checkpoint", "damaged/checkpoints/00001-epoch-1-step-1"], "is damaged or not a checkpoint"),
+        (["--seed", "7"], "holds a run with other settings (seed: 0"),
     ],
 )
 def test_a_refused_command_leaves_a_finished_run_alone(
     own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for run in ("foreign", "damaged"):
-        Checkpoints(RunFolder(tmp_path / run), RunIdentity({"seed": 9}, {})).save(
-            Checkpoint({"a/b": torch.ones(1)}, {}), 1, 1
-        )
-    Path("damaged/checkpoints/00001-epoch-1-step-1/state.json").write_text("{}")
-    config = _own(own_cells, tmp_path / "run", *flags)
-    before = _earlier_run(tmp_path / "run", replace(config, data=replace(config.data, split_file=None)))
-    assert message in _refusal(config)
+    before = _earlier_run(tmp_path / "run", _own(own_cells, tmp_path / "run"))
+    assert message in _refusal(_own(own_cells, tmp_path / "run", *flags))
     assert _contents(tmp_path / "run") == before
+
+
+def test_a_run_that_cannot_begin_writes_nothing(own_cells: Path, tmp_path: Path) -> None:
+    assert "; use another --split or more cells" in _refusal(
+        _own(own_cells, tmp_path / "run", "--max_train_samples", "1")
+    )
+    assert _contents(tmp_path / "run") == {}
 
 
 def test_a_training_into_a_locked_folder_changes_nothing(
@@ -499,13 +519,13 @@ def test_a_training_into_a_locked_folder_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    "writes", ["train.Split.save", "run_folder.csv.DictWriter", "train.CellPredictions.save", "train.save_release"]
+    "writes",
+    ["train.Split.save", "run_folder.pd.DataFrame.to_csv", "run_folder.CellPredictions.save", "train.save_release"],
 )
 def test_a_full_disk_ends_the_run_in_one_line(
     own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
 ) -> None:
     config = _own(own_cells, tmp_path / "run")
-    before = _earlier_run(tmp_path / "run", config)
 
     def full(*_: Any, **_more: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -515,11 +535,8 @@ def test_a_full_disk_ends_the_run_in_one_line(
         f"--output_dir {tmp_path / 'run'}: cannot be written (No space left on device); free some space or give "
         "another folder"
     )
-    if writes == "train.Split.save":
-        assert _contents(tmp_path / "run") == before, "a finished run stays until the next one has begun"
-    else:
-        assert not (tmp_path / "run" / "metrics.json").exists(), "by it a run is known to be finished"
-        assert not (tmp_path / "run" / "release").exists(), "an earlier run's would be taken for this one's"
+    assert not (tmp_path / "run" / "metrics.json").exists(), "by it a run is known to be finished"
+    assert not (tmp_path / "run" / "release").exists()
 
 
 @pytest.mark.parametrize("architecture", ["timm/test_resnet", "timm/deit_tiny_distilled_patch16_224"])

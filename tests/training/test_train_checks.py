@@ -14,8 +14,9 @@ import pytest
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split, make_split
+from leukoscope.models.recipes import get_recipe
 from leukoscope.training.config import parse_config
-from leukoscope.training.data import require_whole_step
+from leukoscope.training.data import with_batch_that_fits
 from leukoscope.training.train import choose_split, missing_classes
 
 
@@ -46,35 +47,32 @@ def test_elsewhere_no_cell_is_set_apart_for_validation(cells: FramedCells, strat
 )
 def test_a_flag_that_the_split_does_not_read_is_refused(cells: FramedCells, flags: list[str], strategy: str) -> None:
     detail, unread = make_split(cells.data, strategy).detail, "; leave it out, or choose another --split"
-    if flags == ["--no_validation"]:
-        unread = ", which has validation cells; leave it out, or choose --split subject-cv, block-cv or random-cv"
     with pytest.raises(LeukoscopeError) as refused:
         choose_split(parse_config(["--split", strategy, *flags]), cells.data)
-    assert str(refused.value) == f"{' '.join(flags)}: has no effect on split {strategy} ({detail}){unread}"
+    assert str(refused.value) == f"{flags[0]}: has no effect on split {strategy} ({detail}){unread}"
 
 
 def test_a_split_file_goes_with_no_other_flag_of_the_split(cells: FramedCells, tmp_path: Path) -> None:
     make_split(cells.data, "random-cv", num_folds=2).save(tmp_path / "split.json")
     file = ["--split_file", str(tmp_path / "split.json")]
     assert choose_split(parse_config(file), cells.data).strategy == "random-cv"
-    for flags, refused in (
-        (["--fold", "1"], "--fold 1: has no effect on "),
-        (["--split", "random"], "--split random "),
-    ):
+    for flags, refused in ((["--fold", "1"], "--fold: has no effect on "), (["--split", "random"], "--split random ")):
         with pytest.raises(LeukoscopeError, match=f"^{refused}"):
             choose_split(parse_config([*file, *flags]), cells.data)
 
 
 @pytest.mark.parametrize(("size", "processes", "batches"), [(32, 1, 1), (16, 2, 1), (16, 1, 2), (8, 2, 2)])
-def test_a_step_larger_than_the_data_is_refused(size: int, processes: int, batches: int) -> None:
+def test_data_smaller_than_a_step_get_smaller_batches_which_is_said(
+    size: int, processes: int, batches: int, caplog: pytest.LogCaptureFixture
+) -> None:
     accelerator: Any = SimpleNamespace(num_processes=processes, gradient_accumulation_steps=batches)
-    require_whole_step(32, 32, size, accelerator)
-    with pytest.raises(LeukoscopeError) as refused:
-        require_whole_step(99, 31, size, accelerator)
-    assert str(refused.value) == (
-        f"--per_device_train_batch_size {size} × {processes} process(es) × --gradient_accumulation_steps {batches}: "
-        "larger than the 31 cells of an epoch, of 99 training cells; give a smaller one"
-    )
+    recipe = replace(get_recipe("densenet121"), train_batch_size=size)
+    caplog.set_level("INFO", "leukoscope")
+    assert with_batch_that_fits(recipe, 32, accelerator) == recipe and not caplog.messages
+    assert with_batch_that_fits(recipe, 31, accelerator).train_batch_size == 31 // (processes * batches)
+    assert caplog.messages == [f"batches of {31 // (processes * batches)} cells, not {size}: an epoch has 31 cells"]
+    with pytest.raises(LeukoscopeError, match="^0 training cells: fewer than the [124] batches of an optimiser step; "):
+        with_batch_that_fits(recipe, 0, accelerator)
 
 
 # Memory kept: a process that frees and asks again for the same large blocks meets no page faults

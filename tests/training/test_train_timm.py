@@ -6,18 +6,18 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 from transformers import pipeline
 
 from drawn import save_cell
-from hub_server import Hub
 from leukoscope import LeukoscopeError, Predictor
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION
 from leukoscope.models.build import StartWeights, build_network, load_start_weights
@@ -67,100 +67,31 @@ def test_it_trains_an_epoch_is_released_and_answers_alike(
     assert (config.model.recipe, config.model.image_size) == (metrics["recipe"]["name"], size)
 
 
-def _timm_folder(folder: Path, **config: object) -> Path:
-    """A network without classes in timm's format."""
-    network = timm.create_model("test_vit", num_classes=0, img_size=64)
-    cfg = {"input_size": [3, 64, 64], "interpolation": "bilinear", "crop_pct": 1.0, "mean": [0.1] * 3, "std": [0.2] * 3}
-    timm.models.save_for_hf(network, str(folder), safe_serialization=True)
-    made = {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": {"tag": "cells", **cfg}}
-    (folder / "config.json").write_text(json.dumps({**made, **config}))
-    return folder
-
-
-def test_a_folder_in_timms_format_gives_weights_size_and_standardisation(tmp_path: Path) -> None:
-    folder = _timm_folder(tmp_path / "cells-vit")
-    config = parse_config(["--model_name_or_path", str(folder), "--dataset_name", "imagefolder"])
-    assert config.model.pretrained_weights == str(folder / "model.safetensors")
-    assert config.model.pretrained_name == "cells of cells-vit"
-    recipe = config.resolve()
-    assert (recipe.architecture, recipe.image_size, recipe.interpolation) == ("test_vit", 64, "bilinear")
-    assert (recipe.mean, recipe.std) == ((0.1,) * 3, (0.2,) * 3)
-
-
 def test_a_model_and_a_recipe_are_refused() -> None:
     with pytest.raises(LeukoscopeError, match="resnet18 and --recipe exclude each other; leave one out"):
         parse_config(["--model_name_or_path", "resnet18", "--recipe", "densenet121"])
 
 
-def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(LeukoscopeError, match=r"--model_name_or_path .*empty: cannot be opened \(.*config.json"):
-        parse_config(["--model_name_or_path", str(tmp_path / "empty")])
-    unknown = _timm_folder(tmp_path / "unknown", architecture="no_such_net")
-    with pytest.raises(LeukoscopeError, match=r"unknown: its config.json names no model of timm"):
-        parse_config(["--model_name_or_path", str(unknown)])
-    oblong = _timm_folder(tmp_path / "oblong", pretrained_cfg={"input_size": [3, 64, 32]})
-    with pytest.raises(LeukoscopeError, match=r"oblong: its pretrained_cfg is not supported \(input_size is "):
-        parse_config(["--model_name_or_path", str(oblong)])
-    (tmp_path / "weights.pth").write_bytes(b"pickled")
-    with pytest.raises(LeukoscopeError, match="weights.pth: is a file; give the folder of a release, or "):
-        parse_config(["--model_name_or_path", str(tmp_path / "weights.pth")])
+@pytest.mark.parametrize("content", [None, {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": {}}])
+def test_a_folder_that_holds_no_release_is_refused(tmp_path: Path, content: dict[str, Any] | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(LeukoscopeError, match=f"^--model_name_or_path {tmp_path}.*config.json.*; for weights .* give "):
+        parse_config(["--model_name_or_path", str(tmp_path)])
 
 
-def test_a_hub_id_alone_trains_a_linear_head_on_a_frozen_encoder(
-    hub: Hub, own_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Random weights in the layout of 1aurent/vit_small_patch14_224.dinobloom, at a quarter of its size."""
-    monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "cache"))
-    encoder = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=224)
-    folder, hub_id = tmp_path / "encoder", "1aurent/vit_small_patch14_224.dinobloom"
-    timm.models.save_for_hf(encoder, str(folder), safe_serialization=True, model_args={"img_size": 224})
-    config = json.loads((folder / "config.json").read_text())
-    config["pretrained_cfg"] |= {"tag": "dinobloom", "input_size": [3, 224, 224]}
-    (folder / "config.json").write_text(json.dumps(config))
-    hub.storage.create(hub_id, private=False)
-    repository = hub.repository(hub_id)
-    files = {one.name: hub.storage.keep(one.read_bytes(), large=one.suffix != ".json") for one in folder.iterdir()}
-    repository.branches["main"] = repository.add(files, "weights", repository.branches["main"]).oid
-
-    flags = ["--dataset_name", "imagefolder", "--train_dir", str(own_cells), "--subject_pattern", r"/(\w+)_"]
-    few = ["--image_size", "56", "--num_train_epochs", "1", "--per_device_train_batch_size", "4"]
-    few += ["--output_dir", str(tmp_path / "run")]
-    config = parse_config(["--model_name_or_path", hub_id, *flags, *few])
-    assert parse_config(["--model_name_or_path", f"hf-hub:{hub_id}", *flags, *few]) == config
-    release = train(config) / "release"
-
-    assert config.resolve().frozen == ("backbone",)
-    metrics = json.loads((release / "metrics.json").read_text())
-    assert "dinobloom of vit_small_patch14_224.dinobloom@" in metrics["training"]["start_weights"]
-    released = load_file(release / "model.safetensors")
-    for name, tensor in encoder.state_dict().items():
-        if name != "pos_embed":  # interpolated to the smaller picture
-            assert torch.allclose(released[name].float(), tensor, rtol=1e-3, atol=1e-6), name
-    assert released["head.weight"].shape == (2, 384)
-
-
-def test_the_lines_of_the_docs_make_a_checkpoint_of_dinov2_start_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DinoBloom's layout: a teacher's backbone by DINOv2's names, with the heads of its training."""
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("size", [56, 224])
+def test_an_encoder_s_file_is_what_dinov2_starts_from(tmp_path: Path, size: int) -> None:
     donor = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=224)
-    teacher = {f"backbone.{name}": tensor for name, tensor in donor.state_dict().items()}
-    teacher |= {"backbone.mask_token": torch.zeros(1, 384), "dino_head.mlp.0.weight": torch.zeros(2, 2)}
-    torch.save({"teacher": teacher}, "DinoBloom-S.pth")
-    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
-    (lines,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "DinoBloom" in block)
-    exec(lines, {})
-
-    for size in (56, 224):
-        recipe = replace(timm_recipe("vit_small_patch14_dinov2", "--recipe"), image_size=size)
-        network = build_network(recipe, 2)
-        load_start_weights(network, recipe, StartWeights(file=tmp_path / "DinoBloom-S.safetensors"))
-        ours, theirs = network.state_dict(), donor.state_dict()
-        blocks = [name for name in theirs if name.startswith("blocks.")]
-        assert len(blocks) == 12 * 14 and all(torch.equal(ours[name], theirs[name]) for name in blocks)
-        assert torch.equal(ours["pos_embed"], theirs["pos_embed"]) == (size == 224)
+    save_file(donor.state_dict(), tmp_path / "model.safetensors")
+    recipe = replace(timm_recipe("vit_small_patch14_dinov2", "--recipe"), image_size=size)
+    assert recipe.frozen == ("backbone",)
+    network = build_network(recipe, 2)
+    load_start_weights(network, recipe, StartWeights(file=tmp_path / "model.safetensors"))
+    ours, theirs = network.state_dict(), donor.state_dict()
+    blocks = [name for name in theirs if name.startswith("blocks.")]
+    assert len(blocks) == 12 * 14 and all(torch.equal(ours[name], theirs[name]) for name in blocks)
+    assert torch.equal(ours["pos_embed"], theirs["pos_embed"]) == (size == 224)
 
 
 # A release of a single training decides like one of a protocol
@@ -178,7 +109,7 @@ def test_a_release_trained_with_a_validation_side_refuses_and_abstains(
     few_real_cells: Path, real_data: Path, tmp_path: Path
 ) -> None:
     release = trained(few_real_cells, tmp_path / "run", "subject", 64)
-    metrics = read_metrics(release)
+    metrics = read_metrics(release).content()
     assert metrics["calibration"]["estimates"] == "these weights, on the subjects that chose their epoch"
     assert metrics["decisions"]["fitted_on"]["subjects"]["HEM"] >= 2
     assert metrics["ood"]["held_out"]["cells"] < sum(1 for _ in few_real_cells.rglob("UID_*")), (
@@ -197,7 +128,10 @@ def test_a_release_trained_with_a_validation_side_refuses_and_abstains(
 @pytest.mark.slow
 def test_a_release_without_a_validation_side_says_what_it_lacks(few_real_cells: Path, tmp_path: Path) -> None:
     release = trained(few_real_cells, tmp_path / "run", "all", 32)
-    assert not (release / OOD_FILE).exists() and not {"calibration", "decisions", "ood"} & read_metrics(release).keys()
+    assert (
+        not (release / OOD_FILE).exists()
+        and not {"calibration", "decisions", "ood"} & read_metrics(release).content().keys()
+    )
     said = re.sub(r"\s+", " ", write_card(release).read_text(encoding="utf-8"))
     assert "On a picture without a cell it still names a class." in said and "are not calibrated" in said
     white = Predictor.from_pretrained(release)(np.full((450, 450, 3), 255, np.uint8))

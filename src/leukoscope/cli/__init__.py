@@ -10,7 +10,7 @@ import runpy
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -25,15 +25,12 @@ from leukoscope.cli.smear import smear
 from leukoscope.files import resource_file
 from leukoscope.progress import print_notes
 
-if TYPE_CHECKING:
-    from leukoscope.training.config import TrainingConfig
-
 COMMAND_EXAMPLES = """
 leukoscope audit my_cells --subject_pattern '(?P<subject>P.+)_' --quick
 leukoscope predict my-release cells/ --explain overlays --json
 leukoscope smear my-release smear.jpg --output overlays
 leukoscope patient my-release my_cells --subject_pattern '(?P<subject>P.+)_'
-leukoscope score my-release --input my_cells --output cells.parquet
+leukoscope score my-release --input my_cells --output cells.parquet --labels my_cells/subjects.csv
 leukoscope evaluate my-release --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --split subject
 leukoscope protocol --dataset_name cnmc2019 --train_dir C-NMC_Leukemia --output my-release
 leukoscope release export owner/name@v1 --output graph
@@ -124,29 +121,22 @@ def train(ctx: typer.Context) -> None:
     On several GPUs: `accelerate launch -m leukoscope train …`; with one process, `accelerate launch --quiet …` adds no
     traceback to an error.
     """
+    from leukoscope import api
+    from leukoscope.training.accelerator import close_connection
+    from leukoscope.training.checkpoint import Interrupted
     from leukoscope.training.config import parse_config
 
     if {"-h", "--help"} & set(ctx.args):
         typer.echo("\n".join(("Examples:", *TRAIN_EXAMPLES, "")))
-    run(parse_config(ctx.args, command="leukoscope train"))
-
-
-def run(config: TrainingConfig) -> None:
-    """Train, as `leukoscope.api.run` does, and close the connection between the processes before they end."""
-    from leukoscope import api
-    from leukoscope.training.accelerator import close_connection
-    from leukoscope.training.checkpoint import Interrupted
-
-    print_notes()
     try:
-        api.run(config)
+        api.run(parse_config(ctx.args))
     except Interrupted:
         close_connection()
         raise
     close_connection()
 
 
-# Unknown flags are left in `ctx.args`, for the parser of train.py.
+# Unknown flags are left in `ctx.args`, for `parse_config`.
 TRAINING_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(add_help_option=False, context_settings=TRAINING_FLAGS)(train)
 _add(app, audit, predict, smear, patient, score, evaluate)

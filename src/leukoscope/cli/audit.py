@@ -16,24 +16,25 @@ from typer import Argument, Option
 from leukoscope import RESEARCH_NOTICE, ConfigError, DataError, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import print_table, require_writable
+from leukoscope.data.reading import NO_FLAGS, Reading
 from leukoscope.files import disk_errors
-from leukoscope.progress import progress
+from leukoscope.progress import note, progress
 
 if TYPE_CHECKING:
     from leukoscope.data.cells import LoadedCells
+    from leukoscope.data.splits import Split
 
 FINDINGS_EXIT = 3  # 2 is that of a wrong flag
 
 
+@options.takes_reading
 def audit(
     folder: Annotated[
         Path | None, Argument(metavar="DIR", help="Folder that a data set was unpacked to, or your own.")
     ] = None,
     dataset_name: options.DatasetName = "",
     train_dir: options.TrainDir = None,
-    subject_pattern: options.SubjectPattern = None,
-    labels: options.Labels = None,
-    label_column_name: options.LabelColumn = "label",
+    reading: Reading = NO_FLAGS,
     split: options.Split = None,
     split_file: options.SplitFile = None,
     output: Annotated[Path | None, Option(metavar="DIR", help="Default: audit-NAME in the current folder.")] = None,
@@ -49,19 +50,18 @@ def audit(
     copies that every split by subject keeps on one side, and features outside the cell that separate the classes; the
     summary ends with a warning about these features.
 
-    --split_file may also be a split that Leukoscope did not write: a table, lists, a folder or row numbers. Then the
-    audit checks its names and, with DIR, its pictures: it lists subjects and copies on several sides, and says what a
-    metric on this split is worth.
+    --split_file may also be a split that Leukoscope did not write: a table with a column of sides, or a folder with a
+    list or folder for each side. Then the audit checks its names and, with DIR, its pictures: it lists subjects and
+    copies on several sides, and says what a metric on this split is worth.
     """
     from leukoscope.audit import survey_cells
     from leukoscope.data.folder import recognise
     from leukoscope.data.loading import load_cells
-    from leukoscope.data.split_lists import is_own_split
+    from leukoscope.data.splits import load_split
 
     if split and split_file:
         raise ConfigError(f"--split {split} --split_file {split_file}: both give the split; leave one out")
-    if split_file and not is_own_split(split_file):
-        reading = {"subject_pattern": subject_pattern, "labels": labels, "label_column_name": label_column_name}
+    if split_file and split_file.suffix.lower() != ".json":  # of a `split.json` that Leukoscope wrote
         _check_published_split(split_file, folder or train_dir, dataset_name, reading, output, quick, as_json)
         return
     if quick and (split or split_file or output):
@@ -71,25 +71,18 @@ def audit(
         raise ConfigError(
             "leukoscope audit: give the images either as DIR, or as --dataset_name with or without --train_dir"
         )
-    names_label_column = label_column_name != "label"
-    if folder and (subject_pattern or labels or names_label_column):
-        dataset_name = "imagefolder"
-    elif folder:
-        dataset_name = recognise(folder).name
+    if folder:
+        dataset_name = "imagefolder" if reading.given() else recognise(folder).name
     output = output or Path("audit-" + re.sub(r"[^\w.-]+", "-", dataset_name))
-    if not quick:
-        require_writable(output)
-    source: dict[str, Any] = {"train_dir": folder or train_dir, "subject_pattern": subject_pattern, "labels": labels}
     try:
-        data = load_cells(dataset_name, label_column_name=label_column_name, **source)
+        data = load_cells(dataset_name, folder or train_dir, **vars(reading))
     except LeukoscopeError as error:
         if not folder:
             raise
         # The message names a flag, but the user gave DIR.
         raise DataError(str(error).removeprefix("--train_dir ")) from None
     survey = survey_cells(data)
-    if names_label_column:
-        source["label_column_name"] = label_column_name
+    source = {"train_dir": folder or train_dir, **reading.given()}
     flags = _training_flags(dataset_name, source, survey["split_flags"], data.info.recipe)
     if not as_json:
         _print_survey(survey, data.info.labels)
@@ -100,8 +93,18 @@ def audit(
         raise DataError(f"a classifier cannot be trained on these cells: a class has {fewest} cell(s); gather more")
     if not as_json:
         typer.echo(f"to train on these cells: leukoscope train {shlex.join(flags)}")
-    if not quick:
-        _search(data, output, split, split_file, as_json=as_json)
+    if quick:
+        return
+    chosen = None
+    if split_file:
+        chosen = load_split(split_file, data, disjoint=False)  # the audit reports subjects on two sides
+    findings = _search(data, output, chosen, split)
+    if as_json:
+        typer.echo(json.dumps(findings, indent=1, ensure_ascii=False))
+    else:
+        _print_findings(findings, output)
+    if findings["inflating"]:
+        raise typer.Exit(FINDINGS_EXIT)
 
 
 def _training_flags(dataset_name: str, source: Mapping[str, Any], split_flags: Sequence[str], recipe: str) -> list[str]:
@@ -109,7 +112,7 @@ def _training_flags(dataset_name: str, source: Mapping[str, Any], split_flags: S
     flags = ["--dataset_name", dataset_name]
     for flag, argument in source.items():
         if argument:
-            flags += [f"--{flag}", str(argument)]
+            flags += [f"--{flag}"] if argument is True else [f"--{flag}", str(argument)]
     flags += split_flags
     if recipe:
         flags += ["--recipe", recipe]
@@ -120,57 +123,64 @@ def _check_published_split(
     split_file: Path,
     folder: Path | None,
     dataset_name: str,
-    reading: dict[str, Any],
+    reading: Reading,
     output: Path | None,
     quick: bool,
     as_json: bool,
 ) -> None:
     """Check a split that Leukoscope did not write: by names and, with a folder and without --quick, by pictures."""
-    from leukoscope.cli.split_check import compare_pictures, print_report, read_lists
+    from leukoscope.cli.split_check import print_report
     from leukoscope.data.folder import recognise
     from leukoscope.data.loading import load_cells
-    from leukoscope.split_check import check_split
+    from leukoscope.split_check import check_split, read_split, split_of_cells
 
-    lists = read_lists(split_file, folder)
-    report = check_split(lists, dataset_name, subject_pattern=reading["subject_pattern"])
+    if folder and not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the folder of the images, or leave it out to check names only")
+    # The columns are those of the split.
+    flags = {key: getattr(reading, key) for key in ("labels", "subject_pattern", "subject_folders")}
+    if folder and not dataset_name and not any(flags.values()):
+        dataset_name = recognise(folder).name
+    report = check_split(split_file, dataset_name.replace("imagefolder", ""), **vars(reading))
+    findings: dict[str, Any] = {}
     if folder and not quick:
-        has_table = reading["subject_pattern"] or reading["labels"]
-        dataset_name = dataset_name or ("imagefolder" if has_table else recognise(folder).name)
-        data = load_cells(dataset_name, train_dir=folder, **reading)
-        report = compare_pictures(report, lists, data, output or Path(f"audit-{dataset_name}"))
-    print_report(report, as_json=as_json)
-    if report["findings"]:
+        dataset_name = dataset_name or "imagefolder"
+        output = output or Path(f"audit-{dataset_name}")
+        data = load_cells(dataset_name, folder, **flags)
+        rows = read_split(split_file, reading)
+        split = split_of_cells(rows[rows["split"] == rows["split"].iloc[0]], data)
+        for line in split.notes:
+            note(line, err=True)
+        findings = _search(data, output, split)
+        if as_json:
+            report["audit"] = findings
+        else:
+            _print_findings(findings, output)
+    if as_json:
+        typer.echo(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        print_report(report)
+    if report["findings"] or findings.get("inflating"):
         raise typer.Exit(FINDINGS_EXIT)
 
 
-def _search(data: LoadedCells, output: Path, split: str | None, split_file: Path | None, *, as_json: bool) -> None:
-    """Check the split, open every image, write audit.json and print the findings."""
+def _search(data: LoadedCells, output: Path, split: Split | None, strategy: str | None = None) -> dict[str, Any]:
+    """Open every image, search for copies across the sides of a split and for shortcuts, and write audit.json."""
     from leukoscope.audit import audit_cells, scan_cells
-    from leukoscope.data.splits import load_split, make_split, own_split
+    from leukoscope.data.splits import make_split, own_split
     from leukoscope.models.release import write_json
 
-    chosen = None
-    if split_file:
-        chosen = load_split(split_file, data, disjoint=False)  # the audit reports subjects on two sides
-    if split:
-        make_split(data, split)  # refuses one that cannot be drawn, before every image is opened
+    require_writable(output)
+    if strategy:
+        make_split(data, strategy)  # refuses one that cannot be drawn, before every image is opened
     data, scans = scan_cells(data)
-    if chosen is None and split:
-        chosen = make_split(data, split)
-    elif chosen is None:
-        chosen = own_split(data)
+    if strategy:
+        split = make_split(data, strategy)
     with progress("searching for copies and shortcuts"):
-        findings = audit_cells(data, scans, split=chosen)
+        findings = audit_cells(data, scans, split=split or own_split(data))
     with disk_errors(f"--output {output}: cannot write there", "name another folder"):
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "audit.json", findings)
-    if as_json:
-        typer.echo((output / "audit.json").read_text(encoding="utf-8"))
-    else:
-        _print_findings(findings)
-        typer.echo(f"all findings: {output / 'audit.json'}\n{RESEARCH_NOTICE}")
-    if findings["inflating"]:
-        raise typer.Exit(FINDINGS_EXIT)
+    return findings
 
 
 def _print_survey(survey: Mapping[str, Any], labels: Sequence[str]) -> None:
@@ -195,9 +205,9 @@ def _print_survey(survey: Mapping[str, Any], labels: Sequence[str]) -> None:
         typer.echo(f"cite: {survey['citation']}")
 
 
-def _print_findings(findings: Mapping[str, Any]) -> None:
+def _print_findings(findings: Mapping[str, Any], output: Path) -> None:
     from leukoscope.evaluation.baselines import TRIVIAL_FEATURES
-    from leukoscope.reports.release_tables import copies_table, shortcuts_table
+    from leukoscope.reports.tables import copies_table, shortcuts_table
 
     copies = copies_table(findings)
     measured = shortcuts_table(findings)
@@ -230,3 +240,4 @@ def _print_findings(findings: Mapping[str, Any]) -> None:
         typer.secho(f"shortcut: {line}", fg="yellow", bold=True)
     if not (findings["inflating"] or findings["warnings"]):
         typer.secho("nothing found that would inflate metrics", fg="green")
+    typer.echo(f"all findings: {output / 'audit.json'}\n{RESEARCH_NOTICE}")

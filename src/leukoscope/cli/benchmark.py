@@ -29,7 +29,7 @@ def refuse_beside_benchmark(**flags: Any) -> None:
             raise ConfigError(f"--{name}: the benchmark defines the tested cells; leave this flag out with --benchmark")
 
 
-def predict_benchmark(
+def predict_or_read(
     name: str,
     model: str,
     *,
@@ -43,13 +43,13 @@ def predict_benchmark(
 
     Without a `dataset_name`, the cells are those of the benchmark's data set.
     """
-    from leukoscope.benchmark import predict_cells, read_benchmark, read_table
+    from leukoscope.benchmark import predict_benchmark, read_benchmark, read_table
 
     benchmark = read_benchmark(name)
     if Path(model).suffix.lower() in _TABLE_SUFFIXES:
         return benchmark, read_table(benchmark, Path(model))
     data = load_reported(dataset_name or benchmark.dataset, train_dir)
-    predicted = predict_cells(benchmark, model, data, label_map=label_map, batch_size=batch_size, device=device)
+    predicted = predict_benchmark(benchmark, model, data, label_map=label_map, batch_size=batch_size, device=device)
     return benchmark, predicted
 
 
@@ -58,8 +58,9 @@ def report_benchmark(
 ) -> None:
     """Measure predictions, write benchmark.json, predictions and the entry for the Hub, and print them."""
     from leukoscope.benchmark import benchmark_result, eval_results
+    from leukoscope.models.metrics import Interval
     from leukoscope.models.release import write_json
-    from leukoscope.reports.formatting import metric_name, share, span
+    from leukoscope.reports.tables import metric_name, share, span
 
     folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", f"{benchmark.name}-{predicted.source}")
     require_writable(folder.parent)
@@ -86,10 +87,11 @@ def report_benchmark(
         typer.echo((folder / "benchmark.json").read_text(encoding="utf-8"))
         return
     typer.echo(f"{benchmark.title}, version {benchmark.version}: {result['model']}")
-    rows = [[metric_name(benchmark.metric), share(result["value"]), span(result["interval"])]]
-    for key in SHOWN_METRICS:
-        if result["metrics"].get(key) is not None:
-            rows.append([metric_name(key), share(result["metrics"][key]), span(result["intervals"].get(key))])
+    rows = [
+        [metric_name(key), share(result["metrics"][key]), span(Interval(**result["intervals"].get(key, {})))]
+        for key in (benchmark.metric, *SHOWN_METRICS)
+        if result["metrics"].get(key) is not None
+    ]
     print_table(["metric", "value", "95 % interval by subject"], rows)
     missing = result["of_cells"] - result["cells"]
     typer.echo(

@@ -12,14 +12,13 @@ from leukoscope.cli.options import print_table
 
 
 def cache(clear: Annotated[bool, Option("--clear", help="Delete the entries that no process uses.")] = False) -> None:
-    """List the cache: decoded cells, features of frozen backbones and graphs of networks, least recently used first.
+    """List the cache: decoded cells, features, networks and hashes of files, least recently used first.
 
     Leukoscope deletes entries that were not used for 30 days, and the least recently used entries if the cache is
     larger than LEUKOSCOPE_CACHE_GB gigabytes (20). LEUKOSCOPE_CACHE names the folder.
     """
-    from leukoscope.cache import CACHE_KINDS, entries, is_held, limit_in_bytes
+    from leukoscope.cache import CACHE_KINDS, cache_root, entries, is_held, limit_in_bytes
     from leukoscope.cache import clear as clear_cache
-    from leukoscope.files import cache_root
 
     limit = limit_in_bytes()
     if clear:
@@ -31,7 +30,7 @@ def cache(clear: Annotated[bool, Option("--clear", help="Delete the entries that
     rows = []
     for entry in caches:
         days = (time.time() - entry.last_used) / (24 * 3600)
-        use = "in use" if is_held(entry.marker) else f"{days:.0f} day(s) ago"
+        use = "in use" if is_held(entry.path) else f"{days:.0f} day(s) ago"
         rows.append([entry.path.name, CACHE_KINDS[entry.kind], _gigabytes(entry.bytes), use])
     if rows:
         print_table(["name", "what", "size", "last used"], rows)

@@ -12,19 +12,19 @@ from typer import Option
 
 from leukoscope import RESEARCH_NOTICE, ConfigError
 from leukoscope.cli import options
-from leukoscope.cli.benchmark import predict_benchmark, refuse_beside_benchmark, report_benchmark
+from leukoscope.cli.benchmark import predict_or_read, refuse_beside_benchmark, report_benchmark
 from leukoscope.cli.options import load_reported, require_writable
+from leukoscope.data.reading import NO_FLAGS, Reading
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.progress import progress
 
 
+@options.takes_reading
 def evaluate(
     model: options.Model,
     dataset_name: options.DatasetName = "",
     train_dir: options.TrainDir = None,
-    subject_pattern: options.SubjectPattern = None,
-    labels: options.Labels = None,
-    label_column_name: options.LabelColumn = "label",
+    reading: Reading = NO_FLAGS,
     split: options.Split = None,
     split_file: options.SplitFile = None,
     seed: Annotated[int, Option(min=0, help="Seed of the split, of --max_eval_samples and of the bootstrap.")] = 0,
@@ -70,12 +70,11 @@ def evaluate(
         refuse_beside_benchmark(
             split=split,
             split_file=split_file,
-            labels=labels,
-            subject_pattern=subject_pattern,
+            **reading.given(),
             max_eval_samples=max_eval_samples,
             robustness=robustness,
         )
-        folds, predicted_folds = predict_benchmark(
+        folds, predicted_folds = predict_or_read(
             benchmark,
             model,
             dataset_name=dataset_name,
@@ -88,32 +87,30 @@ def evaluate(
         return
     if not dataset_name:
         raise ConfigError("--dataset_name: missing; name the labelled cells, or give --benchmark")
-    from leukoscope.evaluation.evaluate import (
-        build_evaluation,
-        open_model,
-        predictions_of_model,
-        robustness_of_model,
-        select_cells,
-    )
-    from leukoscope.models.release import ROBUSTNESS_BLOCK, write_json
-    from leukoscope.reports.evaluation import evaluation_text
+    from leukoscope.evaluation.evaluate import build_evaluation, select_cells
+    from leukoscope.evaluation.predict import open_model, predict_cells, public_name_of
+    from leukoscope.evaluation.robustness import measure_robustness
+    from leukoscope.models.release import write_json
+    from leukoscope.reports.card import evaluation_text
 
     require_writable(output or Path("evaluations"))
     # The model first: an error about it is shown at once, not after the data set is read.
     predictor = open_model(model, device)
-    table = {"labels": labels, "label_column_name": label_column_name}
-    data = load_reported(dataset_name, train_dir, subject_pattern=subject_pattern, **table)
+    data = load_reported(dataset_name, train_dir, reading)
     cells = select_cells(data, split, split_file, seed=seed, at_most=max_eval_samples)
-    predicted = predictions_of_model(predictor, cells, label_map=names, batch_size=batch_size)
+    predictions = predict_cells(predictor, cells.data, cells.split.test, label_map=names, batch_size=batch_size)
+    release = predictor.release
     with progress("computing metrics and intervals"):
-        evaluation = build_evaluation(predicted, cells, seed=seed)
+        evaluation = build_evaluation(release, predictions, cells, label_map=names, seed=seed)
     if robustness:
-        evaluation[ROBUSTNESS_BLOCK] = robustness_of_model(predictor, predicted.predictions, cells, names)
-    folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", predicted.name)
+        parts = [(predictor, predictions.cell_ids)]
+        block = measure_robustness(parts, cells.data, estimates="these weights", label_map=names)
+        evaluation["robustness"] = block.content()
+    folder = output or Path("evaluations") / re.sub(r"[^\w.-]+", "-", public_name_of(release))
     text = evaluation_text(evaluation)
     with disk_errors(f"{folder}: the evaluation cannot be written there", "name another --output"):
         folder.mkdir(parents=True, exist_ok=True)
-        predicted.predictions.save(folder / "predictions.parquet")
+        predictions.save(folder / "predictions.parquet")
         write_json(folder / "evaluation.json", evaluation)
         write_atomic(folder / "evaluation.md", text)
     typer.echo((folder / "evaluation.json").read_text(encoding="utf-8") if as_json else text)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
 import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +18,8 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from leukoscope import ConfigError, LeukoscopeError
-from leukoscope.progress import is_quiet, note, quiet, shown_name
+from leukoscope.data.reading import NO_FLAGS, Reading
+from leukoscope.progress import is_quiet, note, quiet
 
 if TYPE_CHECKING:
     from leukoscope.data.cells import LoadedCells
@@ -52,20 +55,12 @@ DatasetName = Annotated[str, Option("--dataset_name", metavar="NAME", help="Data
 TrainDir = Annotated[
     Path | None, Option("--train_dir", metavar="DIR", help="Local folder of the data set, as for train.")
 ]
-SubjectPattern = Annotated[
-    str | None,
-    Option("--subject_pattern", metavar="REGEX", help="Finds the subject in an image's path: a group (?P<subject>…)."),
-]
-Labels = Annotated[
-    Path | None, Option("--labels", metavar="FILE", help="Table (CSV): file, and label, subject or both.")
-]
 Split = Annotated[
     str | None, Option("--split", metavar="NAME", help="Split, as for train; evaluate predicts its test side.")
 ]
 SplitFile = Annotated[
     Path | None, Option("--split_file", metavar="FILE", help="A split.json of a training, instead of --split.")
 ]
-LabelColumn = Annotated[str, Option("--label_column_name", metavar="NAME", help="Column of the classes in a table.")]
 Release = Annotated[Path, Argument(metavar="MODEL", help="Release folder.")]
 WeightsLicence = Annotated[
     str,
@@ -77,17 +72,54 @@ WeightsLicence = Annotated[
     ),
 ]
 
+# The fields of `Reading` as flags; each command that has a parameter `reading` takes them all.
+_READING: dict[str, Any] = {
+    "subject_pattern": Annotated[
+        str | None,
+        Option("--subject_pattern", metavar="REGEX", help="Finds the subject in an image's path: (?P<subject>…)."),
+    ],
+    "subject_folders": Annotated[
+        bool, Option("--subject_folders", help="The innermost folder of an image is its subject.")
+    ],
+    "labels": Annotated[
+        Path | None, Option("--labels", metavar="FILE", help="Table (CSV): file, and label, subject or both.")
+    ],
+    "file_column": Annotated[
+        str, Option("--file_column", metavar="NAME", help="Column of file names (default: file, image_path, …).")
+    ],
+    "label_column_name": Annotated[
+        str, Option("--label_column_name", metavar="NAME", help="Column of classes; none: the folders name them.")
+    ],
+    "subject_column": Annotated[
+        str, Option("--subject_column", metavar="NAME", help="Column of subjects (default: subject, patient_id, …).")
+    ],
+    "split_column": Annotated[
+        str, Option("--split_column", metavar="NAME", help="Column of the data set's own split; none leaves it out.")
+    ],
+}
 
-def _shown(error: UnicodeError) -> tuple[str, int]:
-    r"""Bytes of a file's name that are not UTF-8 as `\xff`, as `shown_name` does, and "?" for what a stream lacks."""
-    assert isinstance(error, UnicodeEncodeError)
-    letters = error.object[error.start : error.end]
-    parts = [shown_name(letter) if "\udc80" <= letter <= "\udcff" else "?" for letter in letters]
-    return "".join(parts), error.end
 
+def takes_reading(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `Reading` in place of its parameter `reading`."""
+    defaults = {flag.name: flag.default for flag in fields(Reading)}
+    parameters = []
+    for parameter in signature(command, eval_str=True).parameters.values():
+        if parameter.name != "reading":
+            parameters.append(parameter)
+            continue
+        for name, annotation in _READING.items():
+            parameters.append(
+                Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=defaults[name], annotation=annotation)
+            )
 
-_SHOWN = "leukoscope-shown"
-codecs.register_error(_SHOWN, _shown)
+    @wraps(command)
+    def run(**flags: Any) -> None:
+        reading = Reading(**{name: flags.pop(name) for name in _READING})
+        command(**flags, reading=reading)
+
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 class CommandGroup(TyperGroup):
@@ -99,7 +131,7 @@ class CommandGroup(TyperGroup):
             ctx.color = False
         for stream in (sys.stdout, sys.stderr):  # a pipe on Windows may lack characters of a name or a message
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors=_SHOWN)
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except LeukoscopeError as error:
@@ -132,18 +164,18 @@ def open_predictor(model: str, backend: str, device: str, precision: str) -> Pre
     return predictor
 
 
-def load_reported(dataset_name: str, folder: Path | None, **flags: Any) -> LoadedCells:
+def load_reported(dataset_name: str, folder: Path | None, reading: Reading = NO_FLAGS, **flags: Any) -> LoadedCells:
     """Load a data set, and say what it holds; flags as of `load_cells`."""
     from leukoscope.data.loading import load_cells
 
-    data = load_cells(dataset_name, folder, **flags)
+    data = load_cells(dataset_name, folder, **vars(reading), **flags)
     note(data.report(), err=True)
     return data
 
 
 def release_warnings(predictor: Predictor) -> list[str]:
     """The warnings to print below predictions of a release; [] if quiet."""
-    from leukoscope.reports.text import warnings
+    from leukoscope.reports.words import warnings
 
     if is_quiet():
         return []

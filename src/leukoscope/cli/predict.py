@@ -20,6 +20,7 @@ from typer import Argument, Option
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings
+from leukoscope.data.reading import NO_FLAGS, Reading
 from leukoscope.files import atomic_file, disk_errors
 from leukoscope.progress import note, shown_name, track
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from leukoscope.inference.subject import SubjectPrediction
 
 MOST_EXPLAINED = 20  # files, in the table's notes
-MIN_CAPTION_WIDTH = 300  # pixels
 
 
 def predict(
@@ -44,16 +44,6 @@ def predict(
             help="Write each prediction's map over its image to this folder; older ones there are replaced.",
         ),
     ] = None,
-    method: Annotated[
-        str,
-        Option(
-            "--method",
-            metavar="evidence|occlusion",
-            help="Kind of map: evidence is Grad-CAM, the mean over eight rotations and flips of the image; occlusion "
-            "covers one place of the image after another. Default: the kind that passed the release's checks, else "
-            "evidence.",
-        ),
-    ] = "",
     tta: Annotated[
         bool, Option("--tta", help="Test-time augmentation: average over eight rotations and flips of the image.")
     ] = False,
@@ -71,7 +61,7 @@ def predict(
     predictor = open_predictor(model, backend, device, precision)
     rows = []
     taken = {file_key(file) for file in files}
-    predictions = predictor.iter_predictions(files, explain=explain is not None, tta=tta, method=method)
+    predictions = predictor.iter_predictions(files, explain=explain is not None, tta=tta)
     for prediction in track(predictions, "predicting cells", len(files)):
         if isinstance(prediction, UnreadableImage):
             problems.append(prediction)
@@ -98,16 +88,15 @@ def image_paths(named: Sequence[Path]) -> tuple[list[Path], list[LeukoscopeError
     files: list[Path] = []
     problems: list[LeukoscopeError] = []
     for path in named:
-        folder = None
-        inside = [path]
         # `Path.is_dir` raises where a folder above may not be entered.
-        if os.path.isdir(path):
-            folder = ImageFolder.read(path)
-            inside = folder.images
-        files += inside
-        if folder and folder.left_out:
-            typer.echo(f"{path}: {folder.left_out}", err=True)
-        if not inside:
+        if not os.path.isdir(path):
+            files.append(path)
+            continue
+        folder = ImageFolder.read(path)
+        if folder.left_out:
+            note(f"{path}: {folder.left_out}", err=True)
+        files += folder.images
+        if not folder.images:
             kinds = ", ".join(IMAGE_SUFFIXES)
             problems.append(UnreadableImage(f"{path}: this folder holds no image ({kinds}); name another"))
     return files, problems
@@ -117,17 +106,13 @@ def _print_predictions(rows: Sequence[dict[str, Any]], labels: Sequence[str], wa
     from leukoscope.inference.prediction import NUM_VIEWS, WITHOUT_CLASS
 
     columns = ["file", "outcome", *labels, "ms"]
-    table_rows = []
     if rows[0]["agreeing_views"]:
         columns.append("agreeing views")
+    table_rows = []
     for row in rows:
         shares = [f"{row['probabilities'][label]:.4f}" for label in labels]
-        agreeing = []
-        if row["agreeing_views"]:
-            agreeing = [f"{row['agreeing_views']} of {NUM_VIEWS}"]
-        table_rows.append(
-            [shown_name(row["source"]), row["outcome"], *shares, f"{row['seconds'] * 1000:.0f}", *agreeing]
-        )
+        cells = [shown_name(row["source"]), row["outcome"], *shares, f"{row['seconds'] * 1000:.0f}"]
+        table_rows.append([*cells, f"{row['agreeing_views']} of {NUM_VIEWS}"][: len(columns)])
     print_table(columns, table_rows, texts=2)
     overlays = [row["overlay"] for row in rows if "overlay" in row]
     lines = []
@@ -161,6 +146,7 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _save_overlay(prediction: Prediction, folder: Path, taken: set[str]) -> Path:
     """Save the most probable class's map over its image; replaces the map of an earlier run."""
+    from leukoscope.inference.smear import with_caption
     from leukoscope.models.release import public_name
 
     label = prediction.most_probable
@@ -171,45 +157,16 @@ def _save_overlay(prediction: Prediction, folder: Path, taken: set[str]) -> Path
     model = public_name(prediction.model, prediction.revision)
     check = prediction.map_check
     title = f"{check.name[0].upper()}{check.name[1:]} for {label} ({prediction.probabilities[label]:.4f}) by {model}"
-    save_png(_with_caption(prediction.overlay(), f"{title}. {check.text}"), path, title, description=check.text)
+    save_png(with_caption(prediction.overlay(), f"{title}. {check.text}"), path, title)
     return path
 
 
-def _with_caption(picture: Image, text: str) -> Image:
-    """Put a text below a picture, in black on white, on lines as wide as the picture or 300 pixels."""
-    from PIL import Image, ImageDraw
-
-    from leukoscope.inference.smear import drawing_font
-
-    width = max(picture.width, MIN_CAPTION_WIDTH)
-    letter = max(11, width // 45)
-    font = drawing_font(letter)
-    lines: list[str] = []
-    for word in text.split():
-        longer = word
-        if lines:
-            longer = f"{lines[-1]} {word}"
-        if lines and font.getlength(longer) <= width - letter:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    line_height = round(1.3 * letter)
-    captioned = Image.new("RGB", (width, picture.height + line_height * len(lines) + letter), "white")
-    captioned.paste(picture, (0, 0))
-    pen = ImageDraw.Draw(captioned)
-    for number, line in enumerate(lines):
-        pen.text((letter // 2, picture.height + letter // 2 + number * line_height), line, "black", font)
-    return captioned
-
-
-def save_png(image: Image, path: Path, title: str, *, description: str = "") -> None:
-    """Write a PNG that carries its title, a description and the research notice."""
+def save_png(image: Image, path: Path, title: str) -> None:
+    """Write a PNG that carries its title and the research notice."""
     from PIL.PngImagePlugin import PngInfo
 
     texts = PngInfo()
     texts.add_itxt("Title", title)
-    if description:
-        texts.add_itxt("Description", description)
     texts.add_itxt("Disclaimer", RESEARCH_NOTICE)
     with disk_errors(f"{path.parent}: cannot write there", "name another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,6 +188,7 @@ def numbered(path: Path, taken: set[str]) -> Path:
     return chosen
 
 
+@options.takes_reading
 def score(
     model: options.Model,
     source: Annotated[
@@ -238,7 +196,7 @@ def score(
         Option("--input", metavar="SOURCE", help="Folder of images; or CSV or Parquet with a column of their paths."),
     ],
     output: Annotated[Path, Option(metavar="FILE", help="Table to write, one row per cell (.parquet or .csv).")],
-    subject_pattern: options.SubjectPattern = None,
+    reading: Reading = NO_FLAGS,
     backend: options.Backend = "",
     precision: options.Precision = "float32",
     device: options.Device = "auto",
@@ -247,7 +205,6 @@ def score(
         str | None,
         Option(metavar="ADDRESS", help="Score on Ray: the address of a cluster, or `local` for one process per core."),
     ] = None,
-    as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Predict for any number of cells; the same command again resumes an interrupted run.
@@ -264,56 +221,45 @@ def score(
 
         settings = {"backend": backend, "device": device, "precision": precision}
         score_on_ray = partial(ray_scoring.score_missing, address=ray, model=model, settings=settings)
-    if ray is not None and "://" in source:
-        cells = ray_scoring.remote_source(source)
-    else:
-        cells = open_source(source, subject_pattern=subject_pattern)
+    cells = open_source(source, reading)
     note(cells.report, err=True)
     predictor = open_predictor(model, backend, device, precision)
     scored = score_cells(predictor, cells, output, batch_size=batch_size, score_missing=score_on_ray)
     without_class = {"out of distribution or no cell": scored.refused, "abstained from": scored.abstained}
     listed = "".join(f", {number:,} {reason}" for reason, number in without_class.items() if number)
     lines = (f"{scored.cells:,} cells scored{listed}: {output}", *release_warnings(predictor), RESEARCH_NOTICE)
-    report = vars(scored) | {"output": str(output), "notice": RESEARCH_NOTICE}
-    typer.echo(json.dumps(report, indent=1) if as_json else "\n".join(lines))
+    typer.echo("\n".join(lines))
     note(filled_note(scored.transparent, scored.cells, predictor.release.blank_rgb), err=True)
     if scored.unreadable:
         typer.echo(f"{scored.unreadable:,} file(s) could not be read: {unreadable_list(output)}", err=True)
         raise typer.Exit(1)
 
 
+@options.takes_reading
 def patient(
     model: options.Model,
     source: Annotated[
         str,
         Argument(
             metavar="SOURCE",
-            help="Folder of one subject's cells, or of one folder per subject; or a CSV or Parquet table with a column "
-            "'subject', as for score.",
+            help="Folder of one subject's cells, or of several people's with --subject_folders; or a table (CSV or "
+            "Parquet) with a column of subjects.",
         ),
     ],
-    subject_pattern: options.SubjectPattern = None,
-    output: Annotated[
-        Path | None, Option(metavar="FILE", help="Write a table, one row per subject (.csv or .parquet).")
-    ] = None,
+    reading: Reading = NO_FLAGS,
     backend: options.Backend = "",
     precision: options.Precision = "float32",
     device: options.Device = "auto",
-    batch_size: options.BatchSize = 32,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Predict for each subject, from the images of that subject's cells."""
-    import pyarrow as pa
-
-    from leukoscope.inference.scoring import check_output, open_subjects, write_table
+    from leukoscope.inference.scoring import open_source
     from leukoscope.inference.subject import predict_subjects
 
-    if output:
-        check_output(output)
-    cells = open_subjects(source, subject_pattern=subject_pattern)
+    cells = open_source(source, reading)
     predictor = open_predictor(model, backend, device, precision)
-    subjects, unreadable = predict_subjects(predictor, cells, batch_size=batch_size)
+    subjects, unreadable = predict_subjects(predictor, cells)
     note(cells.report, err=True)
     if len(subjects) == 1 and not subjects[0].subject and Path(source).is_dir():
         subjects = [replace(subjects[0], subject=shown_name(Path(source).resolve().name))]
@@ -321,22 +267,19 @@ def patient(
         typer.echo(json.dumps([subject.to_dict() for subject in subjects], indent=1))
     else:
         _print_subjects(subjects, model=predictor.release.name)
-    if output:
-        with disk_errors(f"--output {output}: cannot be written", "name another folder"):
-            write_table(pa.Table.from_pylist([subject.to_dict() for subject in subjects]), output)
-        if not as_json:
-            typer.echo(f"table: {output}")
     end_with(unreadable)
 
 
 def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
-    from leukoscope.reports.formatting import share, span
+    from leukoscope.models.metrics import Interval
+    from leukoscope.reports.tables import share, span
 
     rows = []
     for subject in subjects:
         figures = (share(None), span(None))
-        if subject.is_result:
-            figures = (share(subject.probability), span(subject.interval))
+        if subject.is_result and subject.interval:
+            low, high = subject.interval
+            figures = (share(subject.probability), span(Interval(low=low, high=high)))
         counts = map(str, (subject.cells, subject.refused, subject.abstained))
         rows.append([shown_name(subject.subject), subject.outcome, *figures, *counts])
     positive = subjects[0].positive_label

@@ -13,17 +13,17 @@ from typer import Argument, Option
 from leukoscope import RESEARCH_NOTICE, ConfigError, LeukoscopeError
 from leukoscope.cli import options
 from leukoscope.cli.options import load_reported, print_table
+from leukoscope.data.reading import NO_FLAGS, Reading
 from leukoscope.files import atomic_folder, disk_errors, is_git_clone
 
 
+@options.takes_reading
 def recalibrate(
     model: options.Model,
     train_dir: Annotated[Path, Option("--train_dir", metavar="DIR", help="Your labelled cells.")],
     output: Annotated[Path, Option(metavar="NEW", help="Folder of the new release.")],
     dataset_name: options.DatasetName = "imagefolder",
-    subject_pattern: options.SubjectPattern = None,
-    labels: options.Labels = None,
-    label_column_name: options.LabelColumn = "label",
+    reading: Reading = NO_FLAGS,
     quiet: options.Quiet = False,
 ) -> None:
     """Fit temperature, thresholds and OOD detector to your own labelled cells; the weights stay.
@@ -41,8 +41,7 @@ def recalibrate(
     folder, _, commit = find_release(model, KNOWN_CELLS)
     preprocessing = read_release(folder).preprocessing
     size = 2 * preprocessing.image_size
-    table = {"labels": labels, "label_column_name": label_column_name}
-    data = load_reported(dataset_name, train_dir, subject_pattern=subject_pattern, image_size=size, **table)
+    data = load_reported(dataset_name, train_dir, reading, image_size=size)
     name = model if commit else ""  # the path of a local folder is private
     recalibrate_release(folder, frame_cells(data, preprocessing), output, name=name)
     typer.echo(f"{write_card(output).parent}\n{RESEARCH_NOTICE}")
@@ -54,10 +53,9 @@ def export(
 ) -> None:
     """Write a release as ONNX in the layout that transformers.js and optimum load, compared with torch on 8 images.
 
-    onnx/model.onnx takes pixel_values and gives logits and Grad-CAM maps.
+    onnx/model.onnx takes pixel_values and gives logits.
     """
-    from leukoscope.cache import GRAPH_REPORT
-    from leukoscope.inference.graph import ONNX_GRAPH, write_onnx
+    from leukoscope.inference.graph import GRAPH_REPORT, ONNX_GRAPH, write_onnx
     from leukoscope.inference.runtime import require_package
     from leukoscope.models.hub_download import find_release
     from leukoscope.models.release import read_release
@@ -70,9 +68,7 @@ def export(
         with atomic_folder(output) as aside:
             report = write_onnx(read_release(folder, name=name, revision=revision), aside)
     by = report["probability_difference"]
-    of_map = report["heat_map_difference"]
-    maps = "; no Grad-CAM map" if of_map is None else f" and {of_map:.1e} of a Grad-CAM map's peak"
-    typer.echo(f"{output / ONNX_GRAPH}: at most {by:.1e} in probability{maps} from torch, on {report['compared_on']}")
+    typer.echo(f"{output / ONNX_GRAPH}: at most {by:.1e} in probability from torch, on {report['compared_on']}")
     typer.echo(RESEARCH_NOTICE)
 
 
@@ -105,15 +101,12 @@ def push(
     The card is rendered for that address; the local release is not changed. Files that the repository already has are
     not sent again, so the same command resumes an interrupted push.
     """
-    from leukoscope.hub.publish import Destination, publish, unpublished_files
+    from leukoscope.hub.publish import Destination, publish
     from leukoscope.models.release import read_metrics
     from leukoscope.reports.card import default_licence
 
     to = Destination(hub_model_id, revision=revision, private=private, tag=tag)
     to.require_usable()
-    others = unpublished_files(release)
-    if others:
-        typer.echo(f"not published, because these files are not part of a release: {', '.join(others)}", err=True)
     typer.echo(f"published: {publish(release, to, licence=licence)}\n{RESEARCH_NOTICE}")
     if not (licence or default_licence(read_metrics(release))):
         typer.echo("the card states no licence, so nobody may use the weights; give one with --licence", err=True)
@@ -124,7 +117,7 @@ def space(
     output: Annotated[Path, Option(metavar="DIR", help="Folder to write; an earlier Space in it is replaced.")],
     title: Annotated[str, Option(help="Title of the Space.")] = "Leukoscope",
     static: Annotated[
-        bool, Option("--static", help="A page that computes the models in the visitor's browser, without a server.")
+        bool, Option("--static", help="A page that predicts with one model in the visitor's browser, without a server.")
     ] = False,
     onnxruntime_web: Annotated[
         Path | None,
@@ -137,11 +130,10 @@ def space(
     push: Annotated[str, Option(metavar="ID", help="Publish it as the Space owner/name.")] = "",
     private: Annotated[bool, Option("--private", help="Make a new Space private.")] = False,
 ) -> None:
-    """Build a Hugging Face Space: the demo, which pulls its models from the Hub, or a static page with them in it.
+    """Build a Hugging Face Space: the demo, which pulls its models from the Hub, or a static page with one in it.
 
     Nothing is uploaded without --push. Without a revision, the demo offers what the model's main branch holds when it
-    starts. A static page takes release folders as well; no picture leaves the visitor's machine. It opens with the
-    first model, and downloads another when the visitor chooses it.
+    starts. A static page takes a release folder as well; no picture leaves the visitor's machine.
     """
     from leukoscope.hub.space import find_model, push_space, write_space, write_static_space
     from leukoscope.inference.runtime import require_package
@@ -151,12 +143,12 @@ def space(
     if onnxruntime_web and not static:
         raise ConfigError(f"--onnxruntime_web {onnxruntime_web}: is for a static page; add --static")
     if static:
+        if len(models) > 1:
+            raise ConfigError(f"--static {' '.join(models)}: a static page predicts with one model; name one")
         require_package("onnxruntime")
-        releases = []
-        for model in dict.fromkeys(models):
-            folder, name, revision = find_release(model)
-            releases.append(read_release(folder, name=name, revision=revision))
-        write_static_space(releases, output, title=title, runtime=onnxruntime_web)
+        folder, name, revision = find_release(models[0])
+        release = read_release(folder, name=name, revision=revision)
+        write_static_space(release, output, title=title, runtime=onnxruntime_web)
         how = "python -m http.server --bind 127.0.0.1 8000"
     else:
         local = next((name for name in models if local_release(name) is not None), None)
@@ -194,13 +186,13 @@ def list_releases(
         except LeukoscopeError as error:
             typer.echo(f"not listed: {error}", err=True)
             continue
-        recipe, data = (release.metrics.get(block, {}).get("name", "") for block in ("recipe", "data"))
         size = round(sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e6, 1)
         name = path.name
         if folder:
             name = str(path)
         classes = list(release.labels)
-        rows.append({"model": name, "classes": classes, "recipe": recipe, "data": data, "megabytes": size})
+        origin = {"recipe": release.metrics.recipe.name, "data": release.metrics.data.name}
+        rows.append({"model": name, "classes": classes, **origin, "megabytes": size})
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +14,8 @@ from typer import Argument, Option
 
 from leukoscope import RESEARCH_NOTICE, ConfigError, LeukoscopeError
 from leukoscope.cli import options
-from leukoscope.cli.options import end_with, open_predictor, print_table, release_warnings
-from leukoscope.cli.predict import MOST_EXPLAINED, image_paths, numbered, save_png
+from leukoscope.cli.options import end_with, open_predictor, release_warnings
+from leukoscope.cli.predict import image_paths, numbered, save_png
 from leukoscope.files import disk_errors, write_atomic
 from leukoscope.progress import note, shown_name, track
 
@@ -53,7 +52,7 @@ def smear(
     quiet: options.Quiet = False,
 ) -> None:
     """Find the nucleated cells of smears and classify each with a release of cut-out cells."""
-    from leukoscope.data.images import is_cut_out, open_smear
+    from leukoscope.data.images import open_smear
     from leukoscope.data.registry import EMPTY_SLIDE_RGB
     from leukoscope.inference.smear import read_smear
 
@@ -62,13 +61,9 @@ def smear(
     overlays = _places(files, images, "--output", output)
     crop_places = _places(files, images, "--crops", crops)
     readings: list[SmearReading] = []
-    on_black: list[Path] = []
-    for path in track(files, "reading smears"):
+    for path in track(files, "reading smears", unit="smears"):
         try:
             image = open_smear(path, ground=EMPTY_SLIDE_RGB)
-            if path not in images and is_cut_out(image):
-                on_black.append(path)
-                continue
             readings.append(read_smear(predictor, image, str(path), um_per_pixel=um_per_pixel))
             _save_pictures(image, readings[-1], crop_places.get(path), overlays.get(path))
         except LeukoscopeError as error:
@@ -83,10 +78,12 @@ def smear(
     if as_json:
         typer.echo(json.dumps([reading.to_dict() for reading in readings], indent=1))
     elif readings:
-        _print_readings(readings, release_warnings(predictor))
-    if on_black:
-        passed_over = f"passed over: {len(on_black):,} picture(s) on black, for example {on_black[0]}"
-        note(f"{passed_over}; leukoscope predict classifies single cells", err=True)
+        for reading in readings:
+            scale = reading.smear.scale
+            at = f" at {scale.um_per_pixel:.3f} µm per pixel ({scale.source})" if scale else ""
+            notes = " ".join((reading.summary, *reading.smear.notes))
+            typer.echo(f"{shown_name(reading.source)}{at}: {notes}")
+        typer.echo("\n".join((*release_warnings(predictor), RESEARCH_NOTICE)))
     end_with(problems)
 
 
@@ -139,24 +136,4 @@ def _tasks(crops: Path) -> Iterator[dict[str, Any]]:
         subject = ""
         if path.parent.parent != crops:
             subject = path.parent.name
-        yield {"data": {"image": f"/data/local-files/?d={quote(file)}", "file": file, "subject": subject}}
-
-
-def _print_readings(readings: Sequence[SmearReading], warnings: Sequence[str]) -> None:
-    total = sum((Counter(reading.counts) for reading in readings), Counter[str]())
-    # Outcomes of no class that no smear has would make the table too wide for a terminal.
-    outcomes = [outcome for outcome in readings[0].counts if outcome in readings[0].labels or total[outcome]]
-    rows = []
-    for reading in readings:
-        scale = reading.smear.scale
-        counts = (str(reading.counts[outcome]) for outcome in outcomes)
-        scale_text = "–"
-        if scale:
-            scale_text = f"{scale.um_per_pixel:.3f} ({scale.source})"
-        rows.append([shown_name(reading.source), str(len(reading.cells)), *counts, scale_text])
-    print_table(["smear", "cells", *outcomes, "µm/px"], rows)
-    for reading in readings:
-        if len(readings) <= MOST_EXPLAINED or reading.smear.notes:
-            notes = " ".join((reading.summary, *reading.smear.notes))
-            typer.echo(f"{shown_name(Path(reading.source).name)}: {notes}")
-    typer.echo("\n".join((*warnings, RESEARCH_NOTICE)))
+        yield {"data": {"image": f"/data/local-files/?d={quote(file)}", "subject": subject}}

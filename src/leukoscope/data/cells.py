@@ -17,17 +17,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from leukoscope import DataError
-from leukoscope.data.cell_tables import folded
 from leukoscope.data.images import UnreadableImage, is_cut_out, open_encoded
 from leukoscope.data.layouts import find_class_folders
+from leukoscope.data.names import SPLIT_SIDES, check_class, check_subject_ids, folded
 from leukoscope.data.registry import DATASETS, RESERVED_LABELS, DatasetInfo
-from leukoscope.data.subject_ids import check_subject_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-SPLIT_SIDES = ("train", "validation", "test")
-"""The sides that a data set's own splits may have, in this order; a row's `fold` then names its side."""
 MOST_TOLD = 20
 """Unreadable files that are named to a person."""
 _BACKGROUND_SAMPLE = 24
@@ -51,6 +48,7 @@ class LoadedCells:
     count_differences: tuple[str, ...] = ()  # one line per partition whose counts differ from the publisher's
     passed_over: tuple[str, ...] = ()  # one line per reason for which images given are not among the cells
     published_subjects: Mapping[str, str] = field(default_factory=dict)  # of cells whose subject has another id here
+    split_column: str = ""  # the column that the data set's own splits come from
 
     @property
     def train(self) -> Dataset:
@@ -66,7 +64,10 @@ class LoadedCells:
 
     @property
     def own_splits(self) -> dict[str, int]:
-        """Cells on each side of the data set's own splits, in the order of `SPLIT_SIDES`; {} where it has none."""
+        """Cells on each side of the data set's own splits, in the order of `SPLIT_SIDES`; {} where it has none.
+
+        A row's `fold` then names its side.
+        """
         counts = Counter(self.train["fold"][:])
         if len(counts) < 2 or not counts.keys() <= set(SPLIT_SIDES):
             return {}
@@ -106,7 +107,8 @@ class LoadedCells:
             sides = ", ".join(f"{side} {count:,}" for side, count in self.own_splits.items())
             lines.append(f"own splits: {sides} (--split given uses them; it is the default of `leukoscope train`)")
         lines += [f"known: {trap}" for trap in self.info.traps]
-        lines += [f"counts differ: {line}" for line in self.count_differences]
+        if self.count_differences:
+            lines.append(f"counts differ: {'; '.join(self.count_differences)}")
         lines += self.passed_over
         if self.unreadable:
             lines.append(f"{len(self.unreadable)} unreadable file(s) left out:")
@@ -146,6 +148,7 @@ def assemble(
     *,
     unreadable: Iterable[str] = (),
     passed_over: Iterable[str] = (),
+    split_column: str = "",
 ) -> LoadedCells:
     """Make a data set of (N,) images and what is known of each; messages open with `source`.
 
@@ -164,10 +167,8 @@ def assemble(
     if info.name not in DATASETS or info.find_cells is find_class_folders:
         info = replace(info, background=_background(images))
     subjects = [info.canonical_subject(row.subject) for row in rows]
-    places: dict[str, str] = {}
-    for row, subject in zip(rows, subjects, strict=True):
-        if subject:
-            places.setdefault(subject, f"cell {row.cell_id}")
+    named = zip(rows, subjects, strict=True)
+    places = {subject: f"cell {row.cell_id}" for row, subject in named if subject}
     check_subject_ids(places, source)
     columns = {
         "label": [row.label for row in rows],
@@ -188,17 +189,18 @@ def assemble(
         published_subjects={
             row.cell_id: row.subject for row, subject in zip(rows, subjects, strict=True) if row.subject != subject
         },
+        split_column=split_column,
     )
 
 
 def _partitions(table: Dataset, rows: Sequence[CellRecord], held_out: Collection[str]) -> dict[str, Dataset]:
     """`train`, and each of these partitions of the publisher that has a row."""
-    places: dict[str, list[int]] = {"train": []}
-    for name in held_out:
-        places[name] = []
-    for place, row in enumerate(rows):
-        places[row.fold if row.fold in held_out else "train"].append(place)
-    return {name: table.select(chosen) for name, chosen in places.items() if chosen or name == "train"}
+    names = np.asarray([row.fold if row.fold in held_out else "train" for row in rows])
+    return {
+        name: table.select(np.flatnonzero(names == name))
+        for name in ("train", *held_out)
+        if name in names or name == "train"
+    }
 
 
 def _fingerprint(rows: Sequence[CellRecord]) -> str:
@@ -216,6 +218,7 @@ def _check_labels(labels: Sequence[str], of_entry: Sequence[str], source: str, n
         raise DataError("; ".join(sentences))
     alike: dict[str, str] = {}
     for label in sorted(set(labels) - set(of_entry)):
+        check_class(label, f"{source}: a cell")
         if label != label.strip() or not label.isprintable():
             raise DataError(f"{source}: class {label!r} has blanks around its name, or invisible characters; rename it")
         if folded(label) in RESERVED_LABELS:

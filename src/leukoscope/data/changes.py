@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -207,21 +207,20 @@ _TELLING_CHANGES = 8
 _FIRST_WITHOUT_MEASUREMENT = ("saturate_down_15", "contrast_up_10", "hue_up_4", "jpeg_compression_50")
 
 
-def most_telling(robustness: Mapping[str, Any] | None) -> tuple[Change, ...]:
+def most_telling(class_changed: Mapping[str, float]) -> tuple[Change, ...]:
     """The eight changes that tell most of one answer: `BORDERLINE_CHANGES`, then those that change most classes.
 
     Args:
-        robustness: the release's block of metrics.json; None where it was not measured.
+        class_changed: name of a change → share of cells that get another class under it; {} where it was not measured.
 
     Returns:
-        of every family that is not borderline the change with the largest share `class_changed`, largest first.
+        of every family that is not borderline the change with the largest share, largest first.
     """
-    if not robustness:
+    if not class_changed:
         return (*BORDERLINE_CHANGES, *(PICTURE_CHANGES[name] for name in _FIRST_WITHOUT_MEASUREMENT))
-    measured = robustness["changes"]
     families = {change.family for change in BORDERLINE_CHANGES}
     chosen: list[Change] = []
-    for name in sorted(measured, key=lambda name: -measured[name]["class_changed"]):
+    for name in sorted(class_changed, key=lambda name: -class_changed[name]):
         change = PICTURE_CHANGES.get(name)
         if change is not None and change.family not in families:
             families.add(change.family)

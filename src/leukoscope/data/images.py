@@ -11,7 +11,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from io import BytesIO
@@ -45,7 +44,7 @@ IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".ti
 BACKGROUND_LEVEL = 8
 """Black may be as bright in a compressed picture: the WebP and JPEG copies of cut-out cells carry pixels of 1–8."""
 SHOWN_BRIGHTER = 1.6
-"""How much brighter pages show a dark cell on black: `brightness` in web/page.css."""
+"""How much brighter pages show a dark cell on black: `brightness` in the styles of demo/."""
 # Micrometres per pixel of C-NMC 2019's cut-out cells. Not published: this makes its median normal cell (186 px) 11 µm
 # and its median blast (216 px) 13 µm wide, as lymphoid cells are in smears.
 CUT_OUT_PITCH = 0.06
@@ -71,18 +70,10 @@ _OTHER_COLOURS = (5, 6, 8, 9, 10)
 # A caller who turns warnings into errors gets the same message.
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _MODES_READ_AS_RGB = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
-_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")
+_MAGIC = (*Tiff.PREFIXES, b"\x89PNG", b"\xff\xd8\xff", b"GIF8")
 _HEAD = 64  # bytes of a file that show what it is
 # A profile of an RGB space is a few kilobytes, with tables for all colours a few hundred; several are kept in memory.
 _MAX_PROFILE = 4_000_000  # bytes
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image file held in memory, not yet opened; messages call it `name`."""
-
-    data: bytes
-    name: str
 
 
 def open_image(path: str | Path, *, ground: RgbColour | None = BLACK_RGB) -> Image.Image:
@@ -99,9 +90,7 @@ def open_image(path: str | Path, *, ground: RgbColour | None = BLACK_RGB) -> Ima
 
 def open_smear(path: str | Path, *, ground: RgbColour = BLACK_RGB) -> Image.Image:
     """Open a field of view as `open_image` does, but up to 178 megapixels, and without a second copy of its pixels."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return _decode(_file(path), path, MAX_SMEAR_PIXELS, copy=False, ground=ground)
+    return _decode(_file(path), path, MAX_SMEAR_PIXELS, copy=False, ground=ground)
 
 
 def open_bytes(
@@ -177,10 +166,8 @@ def _unopened(source: Path | BytesIO) -> str:
         return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
     if head[4:8] == b"ftyp":
         return "is a HEIC (iPhones), AVIF or MP4 file; export a picture as JPEG or PNG"
-    if head.startswith(tuple(Tiff.PREFIXES)):
-        return "is a TIFF that is damaged or of a kind that is not supported; convert it to 8-bit RGB, or copy it again"
     if head.startswith(_MAGIC):
-        return "is a picture that is damaged or cut short; copy or export it again"
+        return "is a damaged picture, or of a kind that is not supported; copy it again, or convert it to 8-bit RGB"
     return "is not an image; give one of BMP, PNG, JPG, TIFF, WEBP"
 
 
@@ -216,21 +203,32 @@ def _decode(
 ) -> Image.Image:
     with _identified(source, name, max_pixels) as image, _damage_named(name):
         image.load()
+        image.info.pop(FILLED_WITH, None)  # a text of the file
         ImageOps.exif_transpose(image, in_place=True)
-        alpha = _alpha(image)
-        picture = _in_srgb(image, in_place=True)
-        info: dict[str | tuple[int, int], Any] = {}
-        if alpha is not None and ground is not None:
-            picture = _filled(picture, alpha, ground)
-            info[FILLED_WITH] = ground
-        elif alpha is not None:
-            picture.putalpha(alpha)
+        picture = _on_ground(image, ground)
+        info: dict[str | tuple[int, int], Any] = {
+            key: filled for key, filled in picture.info.items() if key == FILLED_WITH
+        }
         # Pillow keeps parts of the file or a decoder's canvases with a picture, of BMP alone nothing but the pixels.
         if copy and picture is image and image.format != "BMP":
             picture = image.copy()
         # Megabytes of text may be in it, and where and when a picture was taken.
         picture.info = info
         return picture
+
+
+def _on_ground(image: Image.Image, ground: RgbColour | None) -> Image.Image:
+    """An upright picture in 8-bit RGB; transparent parts are filled with the ground, or without one stay so (RGBA)."""
+    alpha = _alpha(image)
+    picture = _in_srgb(image)
+    if alpha is None:
+        return picture
+    if ground is None:
+        picture.putalpha(alpha)
+        return picture
+    picture = Image.composite(picture, Image.new("RGB", picture.size, ground), alpha)
+    picture.info[FILLED_WITH] = ground
+    return picture
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
@@ -249,11 +247,6 @@ def filled_note(filled: int, pictures: int, ground: RgbColour) -> str:
         return ""
     colour = "the colour of an empty slide" if any(ground) else "black"
     return f"{filled:,} of {pictures:,} pictures have transparent parts: these are read as {colour}"
-
-
-def _filled(picture: Image.Image, alpha: Image.Image, ground: RgbColour) -> Image.Image:
-    """An RGB picture laid on a ground of one colour."""
-    return Image.composite(picture, Image.new("RGB", picture.size, ground), alpha)
 
 
 @contextmanager
@@ -285,16 +278,10 @@ def to_rgb(image: Image.Image, name: str | Path = "image", *, ground: RgbColour 
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        alpha = _alpha(image)
-        picture = _in_srgb(image)
-        if alpha is None:
-            return picture
-        picture = _filled(picture, alpha, ground)
-        picture.info[FILLED_WITH] = ground
-        return picture
+        return _on_ground(image, ground)
 
 
-def _in_srgb(image: Image.Image, *, in_place: bool = False) -> Image.Image:
+def _in_srgb(image: Image.Image) -> Image.Image:
     """The 8-bit RGB pixels of a decoded picture in sRGB; the picture itself where it holds them already."""
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     profile = image.info.get("icc_profile")
@@ -305,10 +292,7 @@ def _in_srgb(image: Image.Image, *, in_place: bool = False) -> Image.Image:
     to_srgb = _to_srgb(profile)
     if to_srgb is None:
         return rgb
-    if in_place or rgb is not image:
-        rgb = to_srgb.apply_in_place(rgb)
-    else:
-        rgb = to_srgb.apply(rgb)
+    rgb = to_srgb.apply(rgb)
     del rgb.info["icc_profile"]  # now that of sRGB
     return rgb
 
@@ -422,25 +406,17 @@ def _tiff_problem(tags: Tiff.ImageFileDirectory_v2) -> str:
     other_colours = photometric in _OTHER_COLOURS and not (photometric == _YCBCR and is_packed)
     several_greys = photometric in (0, 1) and channels > 1 and not (channels == 2 and extra == _ALPHA)
     # Pillow takes unpacked planes for plain 8-bit ones, whatever the tags say.
-    plain = bits == 8 and tags.get(Tiff.FILLORDER, 1) == 1 and photometric != 0
-    plain = plain and (not extra or (photometric == 2 and extra == _ALPHA))
-    misread = tags.get(Tiff.PLANAR_CONFIGURATION, 1) == 2 and not is_packed and not plain
+    planes = tags.get(Tiff.PLANAR_CONFIGURATION, 1)
+    misread = planes == 2 and not is_packed
     numbers = max(tags.get(Tiff.SAMPLEFORMAT, (_UNSIGNED,)))
     if not (other_colours or several_greys or misread or numbers != _UNSIGNED):
         return ""
     return (
         f"is a TIFF of a kind that is not supported ({channels} channel(s), photometric interpretation {photometric}, "
-        f"planar configuration {tags.get(Tiff.PLANAR_CONFIGURATION, 1)}, sample format {numbers})"
+        f"planar configuration {planes}, sample format {numbers})"
     )
 
 
 def _too_large(name: str | Path, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> str:
     extent = f"is {size[0]}×{size[1]} pixels" if size else "is larger than it may be"
     return f"{name}: {extent}, more than the {max_pixels // 1_000_000} megapixels allowed; crop it to its cells first"
-
-
-DECODING_FUNCTIONS = (
-    *(open_bytes, open_image, open_encoded, _decode, _identified, _check_kind, _check_scans, _tiff_problem),
-    *(_alpha, _filled, _in_srgb, _to_srgb, pixel_hash, foreground, cell_area),
-)
-"""All functions that decide which pixels a file becomes, whether it is refused, and what is measured of it."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 
 from leukoscope import DataError
-from leukoscope.data.cell_tables import folded
 from leukoscope.data.images import IMAGE_SUFFIXES
-from leukoscope.data.table_files import open_table
+from leukoscope.data.names import folded
+from leukoscope.data.table import read_frame
 
 # Made by file managers and programs, as names that begin with "." are.
 _JUNK = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin")
@@ -161,8 +161,19 @@ def cell_id_of(file: str) -> str:
     return file.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else file
 
 
+# A user's own cells: the class is the folder that a picture lies in.
+find_class_folders = cells_named(r"(?P<cell>(?:.+/)?(?P<label>[^/]+)/[^/]+)", r"\w+")
+
 CNMC_NAME = re.compile(r"UID_(?P<subject>[Hh]?\d+)_(?P<frame>\d+)_(?P<cell>\d+)_(?P<label>all|hem)$")
 CNMC_PRELIM_LABELS = "C-NMC_test_prelim_phase_data_labels.csv"
+
+
+def subject_in_name(path: str) -> str:
+    """The subject that a file is named for, as cells of C-NMC 2019 are; "" for any other name."""
+    match = CNMC_NAME.match(cell_id_of(PurePosixPath(path).name))
+    if match is None:
+        return ""
+    return match["subject"]
 
 
 def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
@@ -187,6 +198,16 @@ def find_cnmc_cells(folder: ImageFolder) -> Iterator[CellFile]:
             cells.append(CellFile(path, match["label"].upper(), match["subject"], cell_id=original, fold=fold))
     in_folds = {cell.cell_id for cell in cells if cell.fold}
     yield from (cell for cell in cells if cell.fold or cell.cell_id not in in_folds)
+
+
+def _preliminary_names(path: Path) -> dict[str, str]:
+    """Number of a file of C-NMC's preliminary test (`1` of `1.bmp`) → its original cell id, as the publisher lists."""
+    frame = read_frame(path)
+    missing = sorted({"new_names", "Patient_ID"} - set(frame.columns))
+    if missing:
+        raise DataError(f"{path}: lacks the column(s) {', '.join(missing)}; get the publisher's list again")
+    rows = zip(frame["new_names"], frame["Patient_ID"], strict=True)
+    return {Path(number).stem: Path(name).stem for number, name in rows}
 
 
 def class_on_path(file: str, classes: Iterable[str]) -> str:
@@ -216,12 +237,8 @@ def check_classes_on_paths(files: Iterable[tuple[str, str]], classes: Iterable[s
         DataError: as `class_on_path`, or a folder that names another class than the file's own name.
     """
     names = list(classes)
-    checked: set[tuple[str, str]] = set()
-    for file, label in files:
-        folder = os.path.dirname(file)
-        if (folder, label) in checked:
-            continue
-        checked.add((folder, label))
+    examples = {(os.path.dirname(file), label): file for file, label in files}
+    for (_, label), file in examples.items():
         named = class_on_path(file, names)
         if named and folded(named) != folded(label):
             raise _two_classes(file, named, label)
@@ -232,43 +249,3 @@ def _two_classes(file: str, label: str, other: str) -> DataError:
         f"{file}: its path names two classes, {label!r} and {other!r}; move the picture into a folder of its one "
         "class, or name the classes in a table"
     )
-
-
-def _preliminary_names(path: Path) -> dict[str, str]:
-    """Number of a file of C-NMC's preliminary test (`1` of `1.bmp`) → its original cell id, as the publisher lists."""
-    columns = ("new_names", "Patient_ID")
-    fix = f"it needs the columns {','.join(columns)}"
-    table = open_table(path, fix)
-    missing = sorted(set(columns) - set(table.header))
-    if missing:
-        raise DataError(f"{path}: lacks the column(s) {', '.join(missing)}; {fix}")
-    number_column, name_column = map(table.header.index, columns)
-    return {Path(row[number_column]).stem: Path(row[name_column]).stem for _, row in table.rows}
-
-
-def find_class_folders(folder: ImageFolder) -> Iterator[CellFile]:
-    """A user's own cells: `<root>/…/<class>/<image>`, or `<root>/…/<class>/<subject>/<image>`.
-
-    The class is the folder an image lies in. The innermost folders are subjects where each lies in one class alone and
-    has a digit in its name, as ids have, and there are more of them than of the folders above.
-    """
-    files = [path for path in folder.images if path.parent != folder.root]
-    by_subject = _are_subjects({path.parent for path in files}, folder.root)
-    for path in files:
-        cell_id = cell_id_of(folder.below(path))
-        if by_subject:
-            yield CellFile(path, label=path.parent.parent.name, subject=path.parent.name, cell_id=cell_id)
-        else:
-            yield CellFile(path, label=path.parent.name, subject="", cell_id=cell_id)
-
-
-def _are_subjects(folders: Iterable[Path], root: Path) -> bool:
-    """Whether these folders of pictures are subjects rather than classes."""
-    classes_of: dict[str, set[str]] = defaultdict(set)
-    for folder in folders:
-        if folder.parent == root or not any(letter.isdigit() for letter in folder.name):
-            return False
-        classes_of[folder.name].add(folder.parent.name)
-    classes = set().union(*classes_of.values())
-    each_in_one_class = all(len(names) == 1 for names in classes_of.values())
-    return each_in_one_class and 2 <= len(classes) < len(classes_of)

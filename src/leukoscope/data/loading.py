@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image as Picture
-
 from leukoscope import ConfigError, DataError
-from leukoscope.data.cell_tables import SUBJECT_COLUMNS
 from leukoscope.data.cells import CellRecord, LoadedCells, assemble, image_column
-from leukoscope.data.folder import load_folder, own_sides
-from leukoscope.data.images import UnreadableImage, encoded_content, open_bytes
-from leukoscope.data.layouts import CNMC_NAME, cell_id_of, check_classes_on_paths
+from leukoscope.data.folder import load_folder
+from leukoscope.data.images import encoded_content
+from leukoscope.data.layouts import cell_id_of, check_classes_on_paths, subject_in_name
+from leukoscope.data.names import side_named, subject_name
+from leukoscope.data.reading import Reading
 from leukoscope.data.registry import DATASETS, PRELIMINARY_TEST, DatasetInfo, dataset_info
-from leukoscope.data.subject_ids import subject_name
+from leukoscope.data.table import CellTable, cell_table, find_columns
 from leukoscope.files import first_line
 from leukoscope.progress import progress
 from leukoscope.synthetic import phantom_cells
@@ -29,65 +26,43 @@ from leukoscope.synthetic import phantom_cells
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ID_COLUMNS = ("cell_id", "file_name", "filename", "image_name", "original_image_name")
-# Sets are often sorted by class or subject; a shuffle of this many rows mixes neighbours.
-_STREAM_BUFFER = 64
 # Where a picture of a Hub repository lies on this machine, and its path in the repository.
 _DOWNLOADED = re.compile(r".*/snapshots/[0-9a-f]{40}/(?P<path>.+)")
-# After so many rows no further class is waited for.
-_MOST_STREAMED_ROWS = 400
+# By which `datasets` sorts loose pictures into splits.
+_SIDE_IN_NAME = re.compile(
+    r"(?:^|[-._ 0-9])(?:train|training|validation|valid|val|dev|test|testing|eval|evaluation)[-._ 0-9]", re.IGNORECASE
+)
 
 
 def load_cells(
-    dataset_name: str,
-    train_dir: str | Path | None = None,
-    *,
-    subject_pattern: str | None = None,
-    labels: str | Path | None = None,
-    image_size: int = 450,
-    image_column_name: str = "image",
-    label_column_name: str = "label",
-    subject_column: str | None = None,
+    dataset_name: str, train_dir: str | Path | None = None, *, image_size: int = 450, **flags: Any
 ) -> LoadedCells:
     """Load a data set by registry name from a local folder, or from the Hub.
 
-    Splits of its own are kept in the column `fold`: a Hub data set's, and those of folders `train/`, `validation/` and
-    `test/`.
+    Splits of its own are kept in the column `fold`: a Hub data set's, those of a column `split`, and those of folders
+    `train/`, `validation/` and `test/`.
 
     Args:
         dataset_name: a key of `DATASETS`, or a Hub data-set id (`owner/name`).
         train_dir: the folder that holds the cells; without it the entry's Hub data set is downloaded.
-        subject_pattern: `imagefolder` only: a regular expression over the path below `train_dir`, whose group
-            `subject` (or first group) names the subject.
-        labels: `imagefolder` only: a table, as `read_table` reads it, with the columns `file` (path below `train_dir`)
-            and `label`, `subject` or both. With labels, it names the classes, and folders do not.
         image_size: side in pixels of the phantoms.
-        image_column_name, label_column_name, subject_column: of a Hub data set; the second also of `imagefolder`'s
-            table. None takes the first of `SUBJECT_COLUMNS` that it has.
+        flags: of `Reading`, such as `subject_pattern`: of `imagefolder`, and the columns of a Hub data set.
 
     Raises:
         DataError: unknown data set, a flag without effect, missing or empty folder, bad pattern, unreachable Hub
             data set, or a column that it lacks.
     """
+    reading = Reading(**flags)
     info = _entry(dataset_name)
-    flags = {
-        "train_dir": train_dir,
-        "subject_pattern": subject_pattern,
-        "labels": labels,
-        "image_column_name": None if image_column_name == "image" else image_column_name,
-        "label_column_name": None if label_column_name == "label" else label_column_name,
-        "subject_column": subject_column,
-    }
-    _check_flags(dataset_name, info, flags)
+    _check_flags(dataset_name, info, train_dir, reading)
     if info.synthetic:
         return _drawn(info, image_size)
     if train_dir is not None:
-        return load_folder(info, Path(train_dir), subject_pattern, labels, label_column_name)
+        return load_folder(info, Path(train_dir), reading)
     if info.hub_id is None:
         raise DataError(f"--dataset_name {info.name}: it has no Hub copy; give its folder with --train_dir DIR")
-    columns = {"image": image_column_name, "label": label_column_name, "subject": subject_column or ""}
     with progress(f"loading data set {info.hub_id}"):
-        return _load_hub(info.hub_id, info, columns)
+        return _load_hub(info.hub_id, info, reading)
 
 
 load_dataset = load_cells  # its public name
@@ -104,37 +79,24 @@ def _entry(dataset_name: str) -> DatasetInfo:
     return next((entry for entry in DATASETS.values() if entry.hub_id == dataset_name), unknown)
 
 
-_HUB_FLAGS = ("image_column_name", "label_column_name", "subject_column")
-_CLASS_FOLDER_FLAGS = ("train_dir", "subject_pattern", "labels", "label_column_name")
+_COLUMN_FLAGS = ("file_column", "label_column_name", "subject_column", "split_column")
 
 
-def _check_flags(dataset_name: str, info: DatasetInfo, flags: Mapping[str, Any]) -> None:
+def _check_flags(dataset_name: str, info: DatasetInfo, train_dir: str | Path | None, reading: Reading) -> None:
     """Refuse a flag without effect: it is a misunderstanding about which cells are used."""
-    if "/" in dataset_name:
-        allowed: tuple[str, ...] = _HUB_FLAGS
-    elif dataset_name == "imagefolder":
-        allowed = _CLASS_FOLDER_FLAGS
-    elif info.synthetic:
-        allowed = ()
-    else:
-        allowed = ("train_dir",)
-    for flag, argument in flags.items():
-        if argument is None or flag in allowed:
-            continue
-        data_set = f"--dataset_name {dataset_name}"
-        if flags["train_dir"] is not None and flag != "train_dir":
-            data_set += f" --train_dir {flags['train_dir']}"
-        raise ConfigError(f"--{flag} {argument}: has no effect with {data_set}; leave it out{_instead_of(flag)}")
-
-
-def _instead_of(flag: str) -> str:
-    """What to do instead of giving a flag without effect."""
-    if flag == "train_dir":
-        folders = ", ".join(entry.name for entry in DATASETS.values() if entry.find_cells)
-        return f", or say what it holds by --dataset_name ({folders})"
-    if flag in ("subject_pattern", "labels"):
-        return ", or read class folders with --dataset_name imagefolder"
-    return ""
+    allowed: tuple[str, ...] = ()
+    if dataset_name == "imagefolder":
+        allowed = (*_COLUMN_FLAGS, "subject_pattern", "subject_folders", "labels")
+    elif info.hub_id and train_dir is None:
+        allowed = (*_COLUMN_FLAGS, "image_column_name")
+    refused = {flag: argument for flag, argument in reading.given().items() if flag not in allowed}
+    if train_dir is not None and ("/" in dataset_name or info.synthetic):
+        refused["train_dir"] = train_dir
+    for flag, argument in refused.items():
+        raise ConfigError(
+            f"--{flag} {argument}: has no effect with --dataset_name {dataset_name}; leave it out, or read your own "
+            "cells with --dataset_name imagefolder --train_dir DIR"
+        )
 
 
 def _drawn(info: DatasetInfo, image_size: int) -> LoadedCells:
@@ -150,53 +112,67 @@ def _drawn(info: DatasetInfo, image_size: int) -> LoadedCells:
 # From the Hub
 
 
-def _load_hub(hub_id: str, info: DatasetInfo, columns: Mapping[str, str]) -> LoadedCells:
-    """Load a Hub data set and give its columns our names; `columns` are what it calls images, labels and subjects.
+def _load_hub(hub_id: str, info: DatasetInfo, reading: Reading) -> LoadedCells:
+    """Load a Hub data set and give its columns our names.
 
-    Of a data set of the registry, the split `train` and the publisher's own test are loaded; of any other, all splits
+    Of a data set of the registry, the split `train` and the publisher's own test are used; of any other, all splits
     with the usual names.
     """
-    from datasets import concatenate_datasets, disable_progress_bars, load_dataset
+    from datasets import Image, concatenate_datasets, disable_progress_bars, load_dataset
 
     disable_progress_bars()  # `progress` shows how long it takes
     is_known = info.name in DATASETS
     source = f"data set {hub_id}"
     try:
-        if is_known:
-            splits = {"train": load_dataset(hub_id, split="train")}
-        else:
-            splits = load_dataset(hub_id)
+        splits = load_dataset(hub_id)
     except Exception as error:  # the client raises a dozen unrelated types
         name = "imagefolder" if "/" in info.name else info.name
         raise DataError(
             f"{source}: cannot be loaded from the Hub ({type(error).__name__}: {first_line(error)}); check the id and "
             f"the network, or give a local copy with --dataset_name {name} --train_dir DIR"
         ) from None
-    side_of = {"train": "train"}
+    names = splits.keys() & {"train"}
     if not is_known:
         info = _described(hub_id, info)
-        side_of = own_sides(splits)
+        names = splits.keys()
+    side_of = _sides_of_splits(names)
     if "train" not in side_of.values():
         raise DataError(f"{source}: has no split called train, only {', '.join(splits)}; publish a copy that has one")
-    published = next(iter(splits.values())).info.splits or {}
-    other_splits = {name: split.num_examples for name, split in published.items() if name not in side_of}
-    own_test = other_splits.pop(PRELIMINARY_TEST, None)
-    not_used = [f"Hub split {name!r} not used: {count:,} rows" for name, count in other_splits.items()]
-    tables = {}
-    for name, side in side_of.items():
-        table = splits[name]
-        _require_columns(table, columns, source)
-        if side != "train" and all(label in (None, -1) for label in table[columns["label"]]):
-            not_used.append(f"Hub split {name!r} not used: its {len(table):,} rows have no labels")
-        else:
-            tables[side] = table
+    own_test = splits.pop(PRELIMINARY_TEST, None)
+    not_used = [
+        f"Hub split {name!r} not used: {len(rows):,} rows" for name, rows in splits.items() if name not in side_of
+    ]
     if own_test:
-        tables["train"] = concatenate_datasets([tables["train"], load_dataset(hub_id, split=PRELIMINARY_TEST)])
-    rows: list[CellRecord] = []
-    for side, table in tables.items():
-        rows += _hub_rows(info, table, columns, side if len(tables) > 1 else "", len(rows), source)
-    images = concatenate_datasets([_pictures(table, columns["image"]) for table in tables.values()])
-    return assemble(info, images, rows, source, passed_over=not_used)
+        splits["train"] = concatenate_datasets([splits["train"], own_test])
+    parts: dict[str, _HubSplit] = {}
+    for name, side in side_of.items():
+        first = sum(len(part.table.rows) for part in parts.values())
+        rows = splits[name]
+        table = _table_of(rows, reading, source, first)
+        images = rows.select_columns(reading.image_column_name).rename_columns({reading.image_column_name: "image"})
+        part = _HubSplit(rows, table, images.cast_column("image", Image(decode=False)))
+        if side != "train" and not part.table.names("label"):
+            not_used.append(f"Hub split {name!r} not used: its {len(part.rows):,} rows have no labels")
+        else:
+            parts[side] = part
+    records: list[CellRecord] = []
+    for side, part in parts.items():
+        records += _records(part, info, side if len(parts) > 1 else "", source)
+    split_column = ""
+    if len(parts) == 1:
+        split_column = parts["train"].table.columns.get("split", "")
+    pictures = concatenate_datasets([part.images for part in parts.values()]).cast_column("image", Image())
+    return assemble(info, pictures, records, source, passed_over=not_used, split_column=split_column)
+
+
+def _sides_of_splits(names: Iterable[str]) -> dict[str, str]:
+    """Split of a Hub data set → side; of two that name one side, the first."""
+    sides: dict[str, str] = {}
+    for name in names:
+        side = side_named(name)
+        if side and side not in sides.values():
+            sides[name] = side
+    return sides
 
 
 def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
@@ -228,171 +204,142 @@ def _described(hub_id: str, info: DatasetInfo) -> DatasetInfo:
     )
 
 
-def _require_columns(table: Dataset, columns: Mapping[str, str], source: str) -> None:
-    from datasets import Value
+class _HubSplit(NamedTuple):
+    """One split of a Hub data set: its rows, what their columns say, and its images alone, undecoded."""
 
-    missing = [name for name in columns.values() if name and name not in table.column_names]
-    if missing:
-        raise DataError(f"{source}: lacks the column(s) {', '.join(missing)}; has {table.column_names}")
-    kind = table.features[columns["image"]]
-    if isinstance(kind, Value) and "binary" not in kind.dtype:
+    rows: Dataset
+    table: CellTable
+    images: Dataset
+
+
+def _table_of(rows: Dataset, reading: Reading, source: str, first: int) -> CellTable:
+    """The columns beside the images, read as those of any table; rows without a name are numbered from `first` on."""
+    import pandas as pd
+
+    _require_images(rows, reading.image_column_name, source)
+    # Other columns may hold masks, which are never read.
+    header = [name for name, feature in rows.features.items() if _is_plain(feature)]
+    places = find_columns(header, reading, source)
+    if "label" not in places:
         raise DataError(
-            f"{source}: its column {columns['image']!r} holds {kind.dtype}, not images; name the column of images with "
-            "--image_column_name"
+            f"{source}: has no column called label with one class in each row, only {', '.join(header)}; name that of "
+            "the classes with --label_column_name"
         )
+    texts = {header[place]: _texts(rows, header[place]) for place in places.values()}
+    if places.keys().isdisjoint(("cell_id", "file")):
+        texts["cell_id"] = [f"row_{first + number:06d}" for number in range(len(rows))]
+    frame = pd.DataFrame(texts, index=range(first, first + len(rows)), dtype=str)
+    return cell_table(source, frame, reading, ("cell_id", "file"))
 
 
-def _pictures(table: Dataset, column: str, *, decode: bool = True) -> Dataset:
-    """The column of images alone, called `image`."""
-    from datasets import Image
+def _is_plain(feature: object) -> bool:
+    """Whether a column holds texts, numbers or classes."""
+    from datasets import ClassLabel, Value
 
-    return table.select_columns(column).rename_columns({column: "image"}).cast_column("image", Image(decode=decode))
-
-
-def _hub_rows(
-    info: DatasetInfo, table: Dataset, columns: Mapping[str, str], side: str, first: int, source: str
-) -> list[CellRecord]:
-    """The rows of one split, from number `first` on; the name of a side other than train goes before the cells' ids."""
-    ids = _cell_ids(table, first, source)
-    subjects = _subjects(table, columns["subject"], ids, source)
-    names = _class_names(info, table, columns["label"], ids, source)
-    # The names of no subject are those of no fold, too; 0 is a fold.
-    folds = [subject_name(fold) for fold in _column(table, ["fold"]) or [""] * len(ids)]
-    if side:
-        folds = [side] * len(ids)
-    prefix = f"{side}/" if side not in ("", "train") else ""
-    pictures = _pictures(table, columns["image"], decode=False)
-    _check_paths(info.hub_id or "", pictures, names)
-    rows = []
-    for cell, name, subject, fold, row in zip(ids, names, subjects, folds, pictures, strict=True):
-        if row["image"] is None:
-            raise DataError(f"{source}: cell {cell} has no image; remove its row")
-        # Two data sets may agree in all but their pictures.
-        content = sha256(encoded_content(row["image"])).hexdigest()
-        rows.append(CellRecord(prefix + cell.removeprefix(prefix), name, subject, content, fold))
-    return rows
+    return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "binary" not in feature.dtype)
 
 
-def _cell_ids(table: Dataset, first: int, source: str) -> list[str]:
-    """The id of each row: of a column of ids or of file names, else the row's number, from `first` on."""
-    named = _column(table, ID_COLUMNS)
-    if named is None:
-        ids = [f"row_{first + number:06d}" for number in range(len(table))]
-    else:
-        ids = [cell_id_of(str(name)) for name in named]
-        file_names = [Path(cell).name for cell in ids]
-        # `ALL/0.png` and `HEM/0.png` are two cells.
-        if "cell_id" not in table.column_names and len(set(file_names)) == len(ids):
-            ids = file_names
-    if len(set(ids)) < len(ids):
-        twice = next(cell for cell, count in Counter(ids).items() if count > 1)
-        raise DataError(f"{source}: cell {twice} appears more than once; give every row its own cell_id")
-    return ids
-
-
-def _subjects(table: Dataset, column: str, ids: Sequence[str], source: str) -> list[str]:
-    """The subject of each row: of a column, else of a file name as C-NMC has; "" for all where neither names one."""
-    entries = _column(table, [column] if column else SUBJECT_COLUMNS)
-    if entries is None:
-        matches = [CNMC_NAME.match(Path(cell).name) for cell in ids]
-        entries = [match["subject"] if match else "" for match in matches]
-    subjects = [subject_name(entry) for entry in entries]
-    if any(subjects) and "" in subjects:
-        raise DataError(
-            f"{source}: cell {ids[subjects.index('')]} has no subject, other cells have one; name it, or remove its "
-            f"row ({subjects.count('')} row(s) like this)"
-        )
-    return subjects
-
-
-def _class_names(info: DatasetInfo, table: Dataset, column: str, ids: Sequence[str], source: str) -> list[str]:
-    """The class of each row, as the data set's entry spells it."""
-    labels = zip(ids, table[column][:], strict=True)
-    names = [_class_name(label, table, column, f"{source}: cell {cell}") for cell, label in labels]
-    if "" in names:
-        raise DataError(
-            f"{source}: {names.count('')} cell(s) have no label, the first is {ids[names.index('')]}; remove their rows"
-        )
-    spelt = {label.casefold(): label for label in info.labels}
-    if not spelt:
-        return names
-    for name in names:
-        if name.casefold() not in spelt:
-            raise DataError(f"{source}: unknown label {name!r}; expected one of {', '.join(info.labels)}")
-    return [spelt[name.casefold()] for name in names]
-
-
-def _check_paths(hub_id: str, pictures: Dataset, names: Sequence[str]) -> None:
-    """Refuse class folders within class folders, of which `datasets` reads the inner one."""
-    files = []
-    folder = Path(hub_id).absolute()
-    for row, name in zip(pictures, names, strict=True):
-        path = Path((row["image"] or {}).get("path") or "")
-        downloaded = _DOWNLOADED.match(path.as_posix())
-        if downloaded:
-            files.append((downloaded["path"], name))
-        elif hub_id and path.is_relative_to(folder):
-            files.append((path.relative_to(folder).as_posix(), name))
-    check_classes_on_paths(files, set(names))
-
-
-def _column(table: Dataset, names: Iterable[str]) -> list[Any] | None:
-    """The first of these columns that a table has."""
-    return next((table[name][:] for name in names if name in table.column_names), None)
-
-
-def _class_name(label: object, table: Any, column: str, cell: str) -> str:
-    """The class of a Hub data set's label; "" for none. Refuses labels that name no single class, such as a list."""
+def _texts(rows: Dataset, name: str) -> list[str]:
+    """The entries of a column as text: of classes their names, "" where there is none."""
     from datasets import ClassLabel
 
-    if label in (None, -1, ""):
-        return ""
-    if not isinstance(label, str | int):
+    entries = rows[name][:]
+    feature = rows.features[name]
+    if isinstance(feature, ClassLabel):
+        entries = [feature.int2str(entry) if entry not in (None, -1) else None for entry in entries]
+    return ["" if entry is None else str(entry) for entry in entries]
+
+
+def _require_images(rows: Dataset, column: str, source: str) -> None:
+    """Refuse a column that is missing, or of which each entry is a path or a list."""
+    from datasets import Image, Value
+
+    if column not in rows.column_names:
         raise DataError(
-            f"{cell} has the label {reprlib.repr(label)} in column {column!r}, a {type(label).__name__}; give each "
-            "cell one class, as a text or a whole number, or name another column with --label_column_name"
+            f"{source}: has no column {column!r}, only {', '.join(rows.column_names)}; name that of the images with "
+            "--image_column_name"
         )
-    feature = (table.features or {}).get(column)
-    return str(feature.int2str(label) if isinstance(feature, ClassLabel) else label)
-
-
-class StreamedCell(NamedTuple):
-    """One labelled cell; `image` is upright RGB, or RGBA where parts are transparent."""
-
-    image: Picture.Image
-    label: str
-
-
-def stream_cells(hub_id: str, each: int = 3) -> list[StreamedCell]:
-    """A few cells of each class of a Hub data set with columns `image` and `label`: at most `each`.
-
-    Raises:
-        DataError: no network, no such data set, one laid out otherwise, or one without a readable picture.
-    """
-    from datasets import Image, load_dataset
-
-    cells: dict[str, list[StreamedCell]] = {}
-    try:
-        rows = load_dataset(hub_id, split="train", streaming=True).shuffle(seed=0, buffer_size=_STREAM_BUFFER)
-        rows = rows.select_columns(["image", "label"]).cast_column("image", Image(decode=False))
-        for row in rows.take(_MOST_STREAMED_ROWS):
-            label = _class_name(row["label"], rows, "label", f"data set {hub_id}: a cell")
-            if not label:
-                continue
-            of_class = cells.setdefault(label, [])
-            if len(of_class) < each and row["image"] and row["image"]["bytes"]:
-                with suppress(UnreadableImage):
-                    of_class.append(StreamedCell(open_bytes(row["image"]["bytes"], label, ground=None), label))
-            if len(cells) > 1 and all(len(of_class) == each for of_class in cells.values()):
-                break
-    except DataError:
-        raise
-    except Exception as error:  # the client raises a dozen unrelated types
+    kind = rows.features[column]
+    is_binary = isinstance(kind, Value) and "binary" in kind.dtype
+    is_file = isinstance(kind, dict) and kind.keys() == {"bytes", "path"}
+    if not (isinstance(kind, Image) or is_binary or is_file):
         raise DataError(
-            f"data set {hub_id}: cannot be streamed from the Hub ({type(error).__name__}: {first_line(error)}); check "
-            "the network"
+            f"{source}: its column {column!r} holds {getattr(kind, 'dtype', 'lists')}, not images; publish one picture "
+            "a row, or name the column of images with --image_column_name"
+        )
+
+
+def _records(part: _HubSplit, info: DatasetInfo, side: str, source: str) -> list[CellRecord]:
+    """The cells of a split; the name of a side other than train goes before their ids."""
+    rows = part.table.rows
+    ids = [cell_id_of(row.file) for row in rows]
+    file_names = [PurePosixPath(cell).name for cell in ids]
+    # `ALL/0.png` and `HEM/0.png` are two cells.
+    if "cell_id" not in part.table.columns and len(set(file_names)) == len(ids):
+        ids = file_names
+    twice, count = Counter(ids).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{source}: cell {twice} appears more than once; give every row its own cell_id")
+    nameless = [cell for cell, row in zip(ids, rows, strict=True) if not row.label]
+    if nameless:
+        raise DataError(
+            f"{source}: {len(nameless)} cell(s) have no label, the first is {nameless[0]}; remove their rows"
+        )
+    spelt = {label.casefold(): label for label in info.labels}
+    prefix = f"{side}/" if side not in ("", "train") else ""
+    records = []
+    files = []
+    for cell, row, picture in zip(ids, rows, part.images, strict=True):
+        label = spelt.get(row.label.casefold(), row.label)
+        if spelt and label not in info.labels:
+            raise DataError(
+                f"{source}: its column {part.table.columns['label']!r} names the class {row.label!r}, not one of "
+                f"{', '.join(info.labels)}; name that of the classes (of {', '.join(part.rows.column_names)}) with "
+                "--label_column_name"
+            )
+        if side and row.side not in ("", side):
+            raise DataError(
+                f"{source}: cell {cell} is on the side {row.side!r} by a column, and in the split {side!r}; leave the "
+                "column out with --split_column none"
+            )
+        subject = row.subject
+        if "subject" not in part.table.columns:
+            subject = subject_in_name(cell)
+        # Two data sets may agree in all but their pictures.
+        content = sha256(_content(picture["image"], cell, source)).hexdigest()
+        fold = side or row.side or subject_name(row.fold)
+        records.append(CellRecord(prefix + cell.removeprefix(prefix), label, subject, content, fold))
+        files.append((_path_in_set(picture["image"]["path"] or "", info.hub_id or ""), label))
+    check_classes_on_paths(files, {label for _, label in files})
+    loose = [PurePosixPath(file) for file, _ in files if file]
+    in_folders = any(side_named(folder) for path in loose for folder in path.parts[:-1])
+    if loose and not in_folders and all(_SIDE_IN_NAME.search(path.name) for path in loose):
+        raise DataError(
+            f"{source}: its splits are made of files with a side in their name, such as {loose[0]}, and other files "
+            "are missing; download it and give --dataset_name imagefolder --train_dir DIR"
+        )
+    return records
+
+
+def _content(image: Mapping[str, Any] | None, cell: str, source: str) -> bytes:
+    """The bytes of a picture; refuses a row that has none."""
+    if image is None:
+        raise DataError(f"{source}: cell {cell} has no image; remove its row")
+    try:
+        return encoded_content(image)
+    except (OSError, TypeError):
+        raise DataError(
+            f"{source}: cell {cell} has the path {image['path']!r} and no picture; publish the pictures themselves, as "
+            "`push_to_hub` does"
         ) from None
-    streamed = [cell for label in sorted(cells) for cell in cells[label]]
-    if not streamed:
-        raise DataError(f"data set {hub_id}: no readable picture among its first {_MOST_STREAMED_ROWS} rows")
-    return streamed
+
+
+def _path_in_set(path: str, hub_id: str) -> str:
+    """The path of a loose picture below its data set; "" for one within a table."""
+    downloaded = _DOWNLOADED.match(Path(path).as_posix())
+    if downloaded:
+        return downloaded["path"]
+    folder = Path(hub_id).absolute()
+    if hub_id and Path(path).is_relative_to(folder):
+        return Path(path).relative_to(folder).as_posix()
+    return ""

@@ -1,40 +1,29 @@
 """Decode once: every cell of a data set, framed for a network, as one memory-mapped array on disk.
 
 Training reads each cell many times and many runs read the same cells, while decoding a picture costs about as much
-CPU as a training step on it. The cache is keyed by the data's fingerprint, and by the functions and
-libraries that open and frame pictures.
+CPU as a training step on it. The cache is keyed by the data's fingerprint, and by what opens and frames pictures.
 """
 
 from __future__ import annotations
 
-import errno
-import inspect
 import json
 import mmap
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 import PIL
 from PIL import Image, features
 
 from leukoscope import DataError
-from leukoscope.cache import hold, tidy
+from leukoscope.cache import cache_root, entry_folder, intact, replacing
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.images import (
-    BACKGROUND_LEVEL,
     BLACK_RGB,
-    DECODING_FUNCTIONS,
     FILLED_WITH,
-    MAX_PIXELS,
-    MAX_SCANS,
-    MAX_SIDE_RATIO,
-    MIN_SIDE,
     RgbColour,
     UnreachableImage,
     UnreadableImage,
@@ -46,15 +35,15 @@ from leukoscope.data.images import (
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.registry import ground_rgb
 from leukoscope.data.splits import groups_of
-from leukoscope.files import atomic_file, cache_root, disk_errors, file_state, require_space, write_atomic
+from leukoscope.files import disk_errors, file_state
 from leukoscope.progress import map_in_threads, note
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+DECODING_VERSION = 1
+"""Changes whenever the same file gets other framed pixels, another hash or another area, or is refused now."""
 _T = TypeVar("_T")
-_BLOCK = 2**22  # bytes written at a time
-_ROWS_HELD = 256  # decoded cells whose pages stay in memory
 
 
 @dataclass(frozen=True)
@@ -127,14 +116,21 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
     rows = data.rows
     ids = rows["cell_id"][:]
     ground = ground_rgb(data.info)
-    key = sha256(repr((data.fingerprint, ids, preprocessing, ground, decoding_digest())).encode()).hexdigest()[:16]
-    files = _CacheFiles(cache_root() / f"cells-{key}.npy", cache_root() / f"cells-{key}.facts.json")
-    hold(files.pixels)
-    if not files.are_whole():
-        _decode_into(files, rows, preprocessing, ground)
-    pixels = np.load(files.pixels, mmap_mode="r")
-    facts = json.loads(files.facts.read_text(encoding="utf-8"))
-    hold(files.pixels)
+    codecs = [features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib", "libtiff", "webp", "littlecms2")]
+    versions = (DECODING_VERSION, PIL.__version__, codecs)
+    folder = entry_folder("cells", data.fingerprint, ids, preprocessing, ground, versions)
+    pixels_file = folder / "pixels.npy"
+    facts_file = folder / "facts.json"
+    if not (intact(facts_file) and intact(pixels_file)):
+        needed = len(rows) * 3 * preprocessing.image_size**2
+        problem = f"{cache_root()}: cannot keep the decoded cells there"
+        with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
+            with replacing(pixels_file, needed=needed) as temporary:
+                facts = _decode_to(temporary, rows, preprocessing, ground)
+            with replacing(facts_file) as temporary:
+                temporary.write_text(json.dumps(facts), encoding="utf-8")
+    pixels = np.load(pixels_file, mmap_mode="r")
+    facts = json.loads(facts_file.read_text(encoding="utf-8"))
     note(filled_note(facts["filled"], len(rows), ground), err=True)
     unreadable = facts["unreadable"]
     # Splits are drawn without damaged cells, so blocks are counted without them.
@@ -148,59 +144,6 @@ def frame_cells(data: LoadedCells, preprocessing: Preprocessing) -> FramedCells:
     return FramedCells(undamaged, pixels, row_of, labels, subjects, facts["pixel_hashes"], areas)
 
 
-@dataclass(frozen=True)
-class _CacheFiles:
-    """Where the cache keeps the framed cells of one data set."""
-
-    pixels: Path  # (N, S, S, 3) uint8
-    facts: Path  # what `_decode_to` returns, as JSON
-
-    def are_whole(self) -> bool:
-        """Whether both files are there, and neither is cut short."""
-        try:
-            json.loads(self.facts.read_text(encoding="utf-8"))
-            np.load(self.pixels, mmap_mode="r")
-        except (OSError, ValueError, EOFError):
-            return False
-        return True
-
-
-def _decode_into(files: _CacheFiles, rows: Dataset, preprocessing: Preprocessing, ground: RgbColour) -> None:
-    """Decode and frame the cells into the cache."""
-    folder = files.pixels.parent
-    shape = (len(rows), preprocessing.image_size, preprocessing.image_size, 3)
-    needed = int(np.prod(shape))
-    problem = f"{folder}: cannot keep the decoded cells there"
-    with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
-        folder.mkdir(parents=True, exist_ok=True)
-        tidy()
-        require_space(folder, needed)
-        with atomic_file(files.pixels) as temporary:
-            facts = _decode_unchanged(temporary, shape, rows, preprocessing, ground)
-        # The facts are written last: their presence says that the pixels are complete.
-        try:
-            write_atomic(files.facts, json.dumps(facts))
-        except OSError:
-            files.pixels.unlink()
-            raise
-
-
-def _decode_unchanged(
-    path: Path, shape: tuple[int, ...], rows: Dataset, preprocessing: Preprocessing, ground: RgbColour
-) -> dict[str, Any]:
-    """`_decode_to`, with messages without the names of files; an error if a file is replaced meanwhile."""
-    paths = _paths(rows)
-    before = [file_state(path) for path in paths]
-    facts = _decode_to(path, shape, rows, preprocessing, ground)
-    for file, state in zip(paths, before, strict=True):
-        if file_state(file) != state:
-            raise DataError(f"{file}: was replaced while the cells were decoded; start again")
-    # A copy of these cells elsewhere has the same damage, in files of other names.
-    names = _names(rows)
-    damage = facts["unreadable"].items()
-    return facts | {"unreadable": {cell: reason.removeprefix(f"{names[cell]}: ") for cell, reason in damage}}
-
-
 def _paths(rows: Dataset) -> list[str]:
     """The path of each row's picture; "" for a picture that the data set carries inside."""
     return ["" if row["bytes"] else row["path"] for row in rows.select_columns("image")["image"]]
@@ -210,17 +153,6 @@ def _names(rows: Dataset) -> dict[str, str]:
     """Cell id → what messages call its picture."""
     cells = zip(rows["cell_id"][:], _paths(rows), strict=True)
     return {cell: path or f"cell {cell}" for cell, path in cells}
-
-
-@cache
-def decoding_digest() -> str:
-    """A digest of everything that affects the decoded pixels: our functions and limits, Pillow and its codecs."""
-    sources = [inspect.getsource(function) for function in (*DECODING_FUNCTIONS, Preprocessing.frame, _measured)]
-    resized_side = vars(Preprocessing)["resized_side"].fget  # the function of the property
-    sources += [inspect.getsource(Preprocessing._resized), inspect.getsource(resized_side)]
-    limits = (MAX_PIXELS, MIN_SIDE, MAX_SIDE_RATIO, MAX_SCANS, BACKGROUND_LEVEL)
-    codecs = [features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib", "libtiff", "webp", "littlecms2")]
-    return sha256(repr((sources, limits, PIL.__version__, codecs)).encode()).hexdigest()
 
 
 def without_damaged(data: LoadedCells) -> LoadedCells:
@@ -255,49 +187,47 @@ def each_picture(
     return of_rows, {cell: problems[cell] for cell in ids if cell in problems}
 
 
-def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap:
-    """Make an array in a file, to be written in place; `OSError` where the disk does not hold all of it.
+def write_header(file: BinaryIO, dtype: type[np.generic], shape: tuple[int, ...]) -> int:
+    """Begin a .npy file, whose values are written after it, and return its length so far.
 
-    Its space is allocated before: writing to a memory map on a disk that has filled ends the process with SIGBUS.
+    A full disk is then an `OSError`; writing to a memory map would end the process with SIGBUS.
     """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with path.open("r+b") as file:
-        size = path.stat().st_size
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except (AttributeError, OSError) as error:  # macOS and Windows have none, some file systems neither
-            if getattr(error, "errno", None) not in (None, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            begin = file.seek(size - array.nbytes)
-            for start in range(begin, size, _BLOCK):
-                file.write(bytes(min(_BLOCK, size - start)))
-    return array
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
 
 
-def _decode_to(
-    path: Path, shape: tuple[int, ...], cells: Dataset, preprocessing: Preprocessing, ground: RgbColour
-) -> dict[str, Any]:
-    """Write the framed cells to a file; return hashes, areas and problems for the cache's other file."""
-    array = new_array(path, np.uint8, shape)
+def _decode_to(path: Path, cells: Dataset, preprocessing: Preprocessing, ground: RgbColour) -> dict[str, Any]:
+    """Write the framed cells to a file; return hashes, areas and problems for the cache's other file.
 
-    def decode(row: int, image: Image.Image) -> tuple[str, float, bool]:
-        array[row] = preprocessing.frame(image)
-        if row % _ROWS_HELD == 0:
-            release_pages(array)
-        return _measured(image)
+    Raises:
+        DataError: a picture's file is replaced meanwhile.
+    """
+    paths = _paths(cells)
+    before = [file_state(path) for path in paths]
+    shape = (len(cells), preprocessing.image_size, preprocessing.image_size, 3)
+    lock = Lock()
+    with path.open("wb") as file:
+        begin = write_header(file, np.uint8, shape)
+        file.truncate(begin + int(np.prod(shape)))  # zeros where unreadable
 
-    measured, problems = each_picture(cells, decode, "decoding", ground=ground)
-    array.flush()
-    nothing = ("", 0.0, False)
-    facts = [nothing if of_cell is None else of_cell for of_cell in measured]
+        def decode(row: int, image: Image.Image) -> tuple[str, float, bool]:
+            pixels = preprocessing.frame(image)
+            with lock:
+                file.seek(begin + row * pixels.nbytes)
+                file.write(np.ascontiguousarray(pixels).data)
+            return pixel_hash(image), round(cell_area(np.asarray(image)), 6), FILLED_WITH in image.info
+
+        measured, problems = each_picture(cells, decode, "decoding", ground=ground)
+    for picture, state in zip(paths, before, strict=True):
+        if file_state(picture) != state:
+            raise DataError(f"{picture}: was replaced while the cells were decoded; start again")
+    facts = [of_cell or ("", 0.0, False) for of_cell in measured]
+    # A copy of these cells elsewhere has the same damage, in files of other names.
+    names = _names(cells)
     return {
-        "unreadable": problems,
+        "unreadable": {cell: reason.removeprefix(f"{names[cell]}: ") for cell, reason in problems.items()},
         "pixel_hashes": [pixels for pixels, _, _ in facts],
         "areas": [area for _, area, _ in facts],
         "filled": sum(is_filled for _, _, is_filled in facts),
     }
-
-
-def _measured(image: Image.Image) -> tuple[str, float, bool]:
-    """The hash of a decoded picture, the share that a cell on black covers, and whether anything was transparent."""
-    return pixel_hash(image), round(cell_area(np.asarray(image)), 6), FILLED_WITH in image.info

@@ -7,14 +7,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import Field, TypeAdapter, ValidationError
 
 if TYPE_CHECKING:
     import torch
@@ -26,50 +28,46 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Pixels are scaled to 0–1 first: beside such a deviation, a mean of pixels in 0–255 leaves nothing of a picture.
 LEAST_STD = 1e-3
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Deviation = Annotated[float, Field(ge=LEAST_STD, le=1)]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """How a picture becomes network input; the names are those of timm's `pretrained_cfg`."""
 
-    image_size: int  # side of the square input in pixels
-    crop_pct: float  # the share of the shorter side that is kept, centred; at most 1
-    interpolation: str = "bicubic"  # a filter of Pillow's by timm's name
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    image_size: Annotated[int, Field(ge=1, le=MAX_INPUT)]  # side of the square input in pixels
+    crop_pct: Annotated[float, Field(gt=0, le=1)]  # the share of the shorter side that is kept, centred
+    interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"] = "bicubic"
+    mean: tuple[_Mean, _Mean, _Mean] = IMAGENET_MEAN
+    std: tuple[_Deviation, _Deviation, _Deviation] = IMAGENET_STD
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
         """Read the preprocessing back out of a release's config.json.
 
         Raises:
-            KeyError, TypeError, IndexError, ValueError: keys that are missing or say no preprocessing, an input that is
-                no square, a crop that is not central, or a `mean` or `std` that is not three numbers of 0–1.
+            KeyError, TypeError, ValueError: keys that are missing, an input that is no square, a crop that is not
+                central, or a setting of another type or out of its range.
         """
         _, height, width = cfg["input_size"]
         if height != width:
-            raise ValueError(f"input_size is {list(cfg['input_size'])}, not a square; only square inputs are supported")
-        crop_pct = cfg["crop_pct"]
-        interpolation = cfg["interpolation"]
+            raise ValueError(f"input_size is {cfg['input_size']}, not a square; only square inputs are supported")
         if cfg.get("crop_mode", "center") != "center":
             raise ValueError(f"crop_mode is {cfg['crop_mode']!r}; only the central crop, 'center', is supported")
-        if not 0 < crop_pct <= 1:
-            raise ValueError(f"crop_pct is {crop_pct!r}, not a share of the picture")
-        if not isinstance(width, int) or not 1 <= width <= MAX_INPUT:
-            raise ValueError(f"input_size is {list(cfg['input_size'])}; sides of 1 to {MAX_INPUT} pixels are supported")
-        resized = width / crop_pct
-        if resized > MAX_RESIZED:
-            size = f"{resized:.0f} pixels, more than {MAX_RESIZED}"
-            raise ValueError(f"crop_pct is {crop_pct!r} at {width} pixels: every picture would be resized to {size}")
-        if not isinstance(interpolation, str):
-            raise ValueError(f"interpolation is {interpolation!r}, not the name of a filter")
-        Image.Resampling[interpolation.upper()]
-        for key, least in (("mean", 0), ("std", LEAST_STD)):
-            values = cfg[key]
-            numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
-            if not numbers or len(values) != 3 or not all(least <= value <= 1 for value in values):
-                raise ValueError(f"{key} is {values!r}; give three numbers from {least:g} to 1, for pixels of 0–1")
-        return cls(width, crop_pct, interpolation, tuple(cfg["mean"]), tuple(cfg["std"]))
+        settings = {"image_size": width} | {key: cfg[key] for key in ("crop_pct", "interpolation", "mean", "std")}
+        try:
+            preprocessing = TypeAdapter(cls).validate_json(json.dumps(settings), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = str(first["loc"][0])
+            raise ValueError(f"{key} is {settings[key]!r}; {first['msg'].lower()}") from None
+        if preprocessing.resized_side > MAX_RESIZED:
+            raise ValueError(
+                f"crop_pct is {preprocessing.crop_pct!r} at {width} pixels: every picture would be resized to "
+                f"{preprocessing.resized_side} pixels, more than {MAX_RESIZED}"
+            )
+        return preprocessing
 
     def to_pretrained_cfg(self) -> dict[str, Any]:
         """The keys that timm and transformers read from config.json."""
@@ -89,23 +87,9 @@ class Preprocessing:
         To the pixel what timm's evaluation transform does, so that `pipeline()` sees the same: the shorter side becomes
         `image_size / crop_pct` pixels, rounded down, and the central square of `image_size` is kept.
         """
-        (width, height), (left, top) = self._resized(image)
-        filter_ = Image.Resampling[self.interpolation.upper()]
-        framed = Image.new("RGB", (self.image_size, height))
-        # Pillow resizes every row by itself, then every column: those that are black, or beyond the crop, are left out,
-        # which halves the work for a cut-out cell.
-        filled = image.getbbox()
-        if filled:
-            _, first, _, end = filled
-            rows = image.crop((0, first, image.width, end)).resize((width, end - first), filter_)
-            across = Image.new("RGB", (self.image_size, image.height))
-            across.paste(rows, (-left, first))
-            filled = across.getbbox()
-            if filled:
-                first, _, end, _ = filled
-                columns = across.crop((first, 0, end, image.height)).resize((end - first, height), filter_)
-                framed.paste(columns, (first, 0))
-        return np.asarray(framed.crop((0, top, self.image_size, top + self.image_size)))
+        size, (left, top) = self._resized(image)
+        resized = image.resize(size, Image.Resampling[self.interpolation.upper()])
+        return np.asarray(resized.crop((left, top, left + self.image_size, top + self.image_size)))
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) pixels, 0–255 of any dtype → scaled and standardised, float32, channels-last in memory."""

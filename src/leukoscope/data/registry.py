@@ -72,23 +72,23 @@ class DatasetInfo:
 
 
 _LMU_CODES = {
-    **{"NGS": 8484, "LYT": 3937, "MYO": 3268, "MON": 1789, "EOS": 424, "NGB": 109, "BAS": 79, "EBO": 78, "PMO": 70},
-    **{"MYB": 42, "MOB": 26, "PMB": 18, "KSC": 15, "MMZ": 15, "LYA": 11},
-}
+    "NGS": 8484, "LYT": 3937, "MYO": 3268, "MON": 1789, "EOS": 424, "NGB": 109, "BAS": 79, "EBO": 78, "PMO": 70,
+    "MYB": 42, "MOB": 26, "PMB": 18, "KSC": 15, "MMZ": 15, "LYA": 11,
+}  # fmt: skip
 _MARROW_CODES = (
-    *("ABE", "ART", "BAS", "BLA", "EBO", "EOS", "FGC", "HAC", "KSC", "LYI", "LYT", "MMZ", "MON", "MYB", "NGB", "NGS"),
-    *("NIF", "OTH", "PEB", "PLM", "PMO"),
-)
+    "ABE", "ART", "BAS", "BLA", "EBO", "EOS", "FGC", "HAC", "KSC", "LYI", "LYT", "MMZ", "MON", "MYB", "NGB", "NGS",
+    "NIF", "OTH", "PEB", "PLM", "PMO",
+)  # fmt: skip
 _MLL23_COUNTS = {
-    **{"basophil": 616, "eosinophil": 2448, "hairy_cell": 3265, "lymphocyte": 5532, "lymphocyte_large_granular": 1849},
-    **{"lymphocyte_neoplastic": 180, "lymphocyte_reactive": 33, "metamyelocyte": 483, "monocyte": 2510},
-    **{"myeloblast": 8606, "myelocyte": 747, "neutrophil_band": 687, "neutrophil_segmented": 7170},
-    **{"normoblast": 2071, "plasma_cell": 1658, "promyelocyte": 745, "promyelocyte_atypical": 2033, "smudge_cell": 988},
-}
+    "basophil": 616, "eosinophil": 2448, "hairy_cell": 3265, "lymphocyte": 5532, "lymphocyte_large_granular": 1849,
+    "lymphocyte_neoplastic": 180, "lymphocyte_reactive": 33, "metamyelocyte": 483, "monocyte": 2510,
+    "myeloblast": 8606, "myelocyte": 747, "neutrophil_band": 687, "neutrophil_segmented": 7170,
+    "normoblast": 2071, "plasma_cell": 1658, "promyelocyte": 745, "promyelocyte_atypical": 2033, "smudge_cell": 988,
+}  # fmt: skip
 _PBC_COUNTS = {
-    **{"basophil": 1218, "eosinophil": 3117, "erythroblast": 1551, "ig": 2895, "lymphocyte": 1214, "monocyte": 1420},
-    **{"neutrophil": 3329, "platelet": 2348},
-}
+    "basophil": 1218, "eosinophil": 3117, "erythroblast": 1551, "ig": 2895, "lymphocyte": 1214, "monocyte": 1420,
+    "neutrophil": 3329, "platelet": 2348,
+}  # fmt: skip
 _AML_LABELS = ("control", "PML_RARA", "NPM1", "CBFB_MYH11", "RUNX1_RUNX1T1")
 _RAABIN_LABELS = ("Basophil", "Eosinophil", "Lymphocyte", "Monocyte", "Neutrophil")
 
@@ -266,10 +266,10 @@ _ENTRIES = (
         name="imagefolder",
         title="Own class folders",
         licence="yours",
-        subjects="folder, pattern or table",
+        subjects="pattern, folder or table",
         pictures="yours",
         find_cells=find_class_folders,
-        layout="<class>/<image>, one folder per class, or <class>/<subject>/<image>",
+        layout="<class>/<image>, one folder per class, or <class>/<subject>/<image> with --subject_folders",
     ),
     DatasetInfo(
         name="phantoms",
@@ -301,26 +301,6 @@ def meanings_of_labels() -> dict[str, str]:
 def cells_of(label: str) -> str:
     """The cells of a class in words, by the first data set whose entry says it."""
     return next((info.plurals[label] for info in DATASETS.values() if label in info.plurals), f"{label} cells")
-
-
-def trained_on(metrics: Mapping[str, Any]) -> DatasetInfo | None:
-    """The registry entry of the cells that a release was trained on; None where it has none."""
-    data = metrics.get("data") or {}
-    return DATASETS.get(data.get("name", "")) or DATASETS.get(data.get("copy_of", ""))
-
-
-def trained_on_cut_outs(metrics: Mapping[str, Any]) -> bool | None:
-    """Whether a release was trained on cells cut out on black; None where its data set does not say, as folders."""
-    info = trained_on(metrics)
-    if info is None or info.name == "imagefolder":
-        return None
-    return info.background == "black"
-
-
-def trained_on_fields_of_view(metrics: Mapping[str, Any]) -> bool:
-    """Whether the pictures of a release's data set are fields of view, each with several cells."""
-    info = DATASETS.get(metrics["data"].get("name", ""))
-    return info is not None and info.pictures.startswith("fields of view")
 
 
 def ground_rgb(info: DatasetInfo | None) -> tuple[int, int, int]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,8 +21,9 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from leukoscope import ConfigError, DataError
-from leukoscope.data.cells import SPLIT_SIDES, LoadedCells
+from leukoscope.data.cells import LoadedCells
 from leukoscope.data.images import encoded_content
+from leukoscope.data.names import SPLIT_SIDES
 from leukoscope.files import write_atomic
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ LARGEST_SHARE = 0.4
 _DEALS = 20
 TRAIN_VAL_SPLIT = 0.15  # of train, set apart for validation where a data set's own splits have none
 BY_IMAGE = "a split by image may have cells of one subject on two sides: its metrics do not apply to a new subject"
+SUBJECTS_FOR_RULE = 3
+"""Of each class, on a validation side: fewer fit no thresholds and no rule for subjects."""
 # One seventh for validation and one for test is the closest whole-fold share to the usual 70/15/15.
 SUBJECT_FOLDS = 7
 
@@ -56,7 +60,7 @@ class Split:
     validation: tuple[str, ...]  # may be empty: then the last epoch is kept
     test: tuple[str, ...]
     detail: str = ""
-    notes: tuple[str, ...] = ()  # what was left out to keep the sides disjoint, one line each
+    notes: tuple[str, ...] = ()  # what was left out to keep the sides disjoint, or weakens the metrics, one line each
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +111,7 @@ def load_split(path: str | Path, data: LoadedCells, *, disjoint: bool = True) ->
         raise DataError(f"--split_file {path}: cannot be read ({error.strerror}); give a split.json") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        reason = " ".join((".".join(map(str, first["loc"])), first["msg"])).strip()
+        reason = " ".join(map(str, (*first["loc"], first["msg"])))
         raise DataError(f"--split_file {path}: not a split.json written by Leukoscope ({reason})") from None
     if split.data_fingerprint != data.fingerprint:
         raise DataError(
@@ -147,8 +151,8 @@ def make_split(
     """
     if not strategy:
         strategy = "given" if data.own_splits else "subject"
-    group, note = _group_kept_whole(data, strategy)
-    cells = _Cells(data, group, seed)
+    _require_possible(data, strategy)
+    cells = _Cells(data, _unit_kept_whole(data, strategy), seed)
     train = cells.everything
     val = list[int]()
     test = list[int]()
@@ -161,25 +165,20 @@ def make_split(
     elif strategy == "given":
         train, val, test, detail = cells.own_sides(train_val_split if validation else 0)
     elif strategy == "official":
-        cells.require_folds([*train_folds, *test_folds])
         train = cells.in_folds(train_folds)
         test = cells.in_folds(test_folds)
         detail = f"{'+'.join(train_folds)} → {'+'.join(test_folds)}"
     elif strategy.endswith("-cv"):
         train, test = cells.fold(fold, num_folds)
-        detail = f"fold {fold} of {num_folds}{' by image' if group == 'cell' else ''}"
+        detail = f"fold {fold} of {num_folds}{' by image' if cells.group == 'cell' else ''}"
     else:
         train, test = cells.fold(0, SUBJECT_FOLDS)
-        detail = f"about 70/15/15 by {group}"
-    needs_validation = strategy in ("subject", "block")
+        detail = f"about 70/15/15 by {cells.group}"
     is_settled = strategy in ("random", "all", "given")  # set apart above, or without a validation side
-    if needs_validation or (validation and not is_settled):
-        others = "subject-cv or official" if group == "subject" else "block-cv"
+    if strategy in ("subject", "block") or (validation and not is_settled):
+        others = "subject-cv or official" if cells.group == "subject" else "block-cv"
         train, val = cells.apart(train, 1 / (SUBJECT_FOLDS - 1), f"use --split {others} with --no_validation")
-    split = cells.split(strategy, train, val, test, detail)
-    if note:
-        split = replace(split, notes=(*split.notes, note))
-    return split
+    return cells.split(strategy, train, val, test, detail)
 
 
 def own_split(data: LoadedCells) -> Split | None:
@@ -204,45 +203,55 @@ def cross_validation(data: LoadedCells) -> list[Split]:
     unit = split_unit(data)
     if unit == "cell":
         return [make_split(data, "random")]
-    unit_of = groups_of(data, unit)
-    cells = zip(data.train["label"][:], data.train["cell_id"][:], strict=True)
-    units = {(label, unit_of[cell]) for label, cell in cells}
-    counts = Counter(label for label, _ in units)
-    fewest, label = _rarest([counts[index] for index in range(len(data.info.labels))], data.info.labels)
+    cells = _Cells(data, unit, seed=0)
+    fewest, label = cells.rarest(cells.everything)
     if fewest < 2:
         raise DataError(f"class {label} has {fewest} {unit}(s); two or more are needed to test on others")
     num_folds = min(5, fewest)
     return [make_split(data, f"{unit}-cv", fold=k, num_folds=num_folds, validation=False) for k in range(num_folds)]
 
 
-def _group_kept_whole(data: LoadedCells, strategy: str) -> tuple[Group, str]:
-    """The unit that a strategy keeps on one side, and a note if subjects end up on two sides."""
+def _require_possible(data: LoadedCells, strategy: str) -> None:
+    """Refuse a strategy that is unknown, or that these data do not allow."""
+    place = f"--split {strategy}"
     if strategy not in STRATEGIES:
-        raise ConfigError(f"--split {strategy}: unknown; choose one of {', '.join(STRATEGIES)}")
+        raise ConfigError(f"{place}: unknown; choose one of {', '.join(STRATEGIES)}")
     title = data.info.title
-    if strategy in ("subject", "subject-cv", "official") and not any(data.train["subject"]):
-        others = "block or random" if data.info.group == "block" else "random"
-        raise DataError(
-            f"--split {strategy}: the subjects of {title} are not known; {_how_to_name_subjects(data)}use "
-            f"--split {others} ({BY_IMAGE})"
+    if data.split_column and data.own_splits and strategy != "given":
+        raise ConfigError(
+            f"{place}: the column {data.split_column!r} is the data set's own split; leave --split out, or leave the "
+            "column out with --split_column none"
         )
-    if strategy in ("block", "block-cv") and not data.info.block_size:
-        raise DataError(_no_blocks(data, strategy))
+    if strategy in ("subject", "subject-cv", "official") and not any(data.train["subject"]):
+        others = "block or random" if data.info.block_size else "random"
+        raise DataError(
+            f"{place}: the subjects of {title} are not known; {_how_to_name_subjects(data.info.name)}use --split "
+            f"{others} ({BY_IMAGE})"
+        )
     if strategy == "given" and not data.own_splits:
         raise DataError(
-            f"--split given: {title} has no splits of its own called train, validation and test; choose another --split"
+            f"{place}: {title} has no splits of its own called train, validation and test; choose another --split"
         )
     if not len(data.train):
         raise DataError(f"{title}: holds no cell to train on, only the publisher's test; add its folds")
+
+
+def _how_to_name_subjects(name: str) -> str:
+    """Advice on the flag that names the subjects of a data set; "" where there is none."""
+    if name == "imagefolder":
+        return "give --subject_pattern, --subject_folders or --labels, or "
+    if "/" in name:
+        return "name their column with --subject_column, or "
+    return ""
+
+
+def _unit_kept_whole(data: LoadedCells, strategy: str) -> Group:
+    """The unit that a strategy keeps on one side."""
     if strategy == "all":
-        return data.info.group, ""
-    if strategy != "given":
-        return _GROUPS.get(strategy.removesuffix("-cv"), "subject"), ""
-    divided = divided_subjects(data)
-    if divided:
-        example = f"{len(divided)} subject(s) are on two sides of the data set's own splits, e.g. {divided[0]}"
-        return "cell", f"{example}; --split subject keeps each on one side"
-    return "subject" if all(data.train["subject"]) else "cell", ""
+        return data.info.group
+    if strategy == "given" and (divided_subjects(data) or not all(data.train["subject"])):
+        return "cell"
+    return _GROUPS.get(strategy.removesuffix("-cv"), "subject")
 
 
 def divided_subjects(data: LoadedCells) -> list[str]:
@@ -268,13 +277,14 @@ class _Cells:
         self.labels = np.asarray(data.rows["label"][:])
         group_of = groups_of(data, group)
         self.groups = [group_of[cell] for cell in self.ids]
+        self.notes: list[str] = []
         # The publisher's own test set takes part only where it is named.
         self.everything = list(range(len(data.train)))
 
     def apart(self, rows: list[int], share: float, advice: str = "") -> tuple[list[int], list[int]]:
         """Set whole groups apart, about this share of each class; return the other rows, then these."""
         if self.group != "cell":
-            return self._grouped_folds(rows, max(2, round(1 / share)), advice)[0]
+            return self._folds_apart([test for _, test in self._grouped_folds(rows, max(2, round(1 / share)), advice)])
         from sklearn.model_selection import train_test_split
 
         try:
@@ -283,15 +293,50 @@ class _Cells:
             raise DataError(f"split by image: too few cells of a class ({error}); gather more cells") from None
         return others, apart
 
+    def _folds_apart(self, folds: list[list[int]]) -> tuple[list[int], list[int]]:
+        """The rows of all but the first of grouped folds, then those of the first.
+
+        Where a rule for subjects can be fitted, it gets as many folds as hold `SUBJECTS_FOR_RULE` of each class, if as
+        many are left to train on.
+        """
+        apart = folds[:1]
+        others = folds[1:]
+        if self.group == "subject" and len(self.data.info.labels) == 2 and self.data.info.positive_label:
+            while others and self._fewest_subjects(apart) < SUBJECTS_FOR_RULE:
+                gains = [(self._fewest_subjects([*apart, fold]), -len(fold)) for fold in others]
+                apart.append(others.pop(gains.index(max(gains))))
+            if self._fewest_subjects(others) < SUBJECTS_FOR_RULE:
+                apart = folds[:1]
+                others = folds[1:]
+        if len(apart) > 1:
+            parts = f"{len(apart)} of {len(folds)} parts"
+            self.notes.append(f"validation has {parts}, so that a rule for subjects can be fitted")
+        return sorted(chain.from_iterable(others)), sorted(chain.from_iterable(apart))
+
+    def rarest(self, rows: Iterable[int]) -> tuple[int, str]:
+        """The fewest groups that a class has in these rows, and that class; of several, the first in the alphabet."""
+        pairs = {(self.labels[row], self.groups[row]) for row in rows}
+        counts = Counter(label for label, _ in pairs)
+        return min((counts[number], label) for number, label in enumerate(self.data.info.labels))
+
+    def _fewest_subjects(self, folds: list[list[int]]) -> int:
+        return self.rarest(chain.from_iterable(folds))[0]
+
     def own_sides(self, train_val_split: float) -> tuple[list[int], list[int], list[int], str]:
         """The data set's own sides and what they are; without a validation side, this share of train becomes one."""
-        train, val, test = (self.in_folds([side]) for side in SPLIT_SIDES)
+        train, val, test = ([i for i, fold in enumerate(self.folds) if fold == side] for side in SPLIT_SIDES)
         detail = "the data set's own splits"
         if not val and train_val_split:
             train, val = self.apart(train, train_val_split, "leave the validation side out with --no_validation")
             # With whole groups, the share differs from the one that was asked for.
             share = len(val) / (len(train) + len(val))
             detail += f", {share:.0%} of train set apart for validation by {self.group.replace('cell', 'image')}"
+        divided = divided_subjects(self.data)
+        if divided:
+            self.notes.append(
+                f"{len(divided)} subject(s) are on two sides of the data set's own splits, e.g. {divided[0]}; --split "
+                "subject keeps each on one side"
+            )
         return train, val, test, detail
 
     def fold(self, fold: int, num_folds: int) -> tuple[list[int], list[int]]:
@@ -305,8 +350,7 @@ class _Cells:
         from sklearn.model_selection import StratifiedKFold
 
         labels = self.labels[self.everything]
-        counts = np.bincount(labels, minlength=len(self.data.info.labels)).tolist()
-        fewest, label = _rarest(counts, self.data.info.labels)
+        fewest, label = self.rarest(self.everything)
         if fewest < num_folds:
             advice = "give at most as many folds, or " if fewest > 1 else ""
             raise DataError(
@@ -326,8 +370,7 @@ class _Cells:
         names, group_of = np.unique([self.groups[i] for i in rows], return_inverse=True)
         counts = np.zeros((len(names), len(self.data.info.labels)), dtype=int)
         np.add.at(counts, (group_of, self.labels[rows]), 1)
-        groups_of_class = (counts > 0).sum(axis=0).tolist()
-        fewest, label = _rarest(groups_of_class, self.data.info.labels)
+        fewest, label = self.rarest(rows)
         if fewest < num_folds:
             if not advice and fewest > 1:
                 advice = f"use --split {self.group}-cv --num_folds {fewest} --no_validation"
@@ -349,16 +392,12 @@ class _Cells:
         return [(all_rows[fold_of != fold].tolist(), all_rows[fold_of == fold].tolist()) for fold in order]
 
     def in_folds(self, folds: Sequence[str]) -> list[int]:
-        """The rows of these folds."""
-        return [i for i, fold in enumerate(self.folds) if fold in folds]
-
-    def require_folds(self, folds: Sequence[str]) -> None:
-        """Raise `LeukoscopeError` for a fold that the data does not have."""
-        names = sorted({fold for fold in self.folds if fold})
-        missing = [fold for fold in folds if fold not in names]
+        """The rows of the publisher's folds of these names; raises `ConfigError` for one that the data do not have."""
+        missing = [fold for fold in folds if fold not in self.folds]
         if missing:
-            choices = ", ".join(names) or "none"
+            choices = ", ".join(sorted(set(self.folds) - {""})) or "none"
             raise ConfigError(f"official fold {missing[0]!r}: not in the data, which has {choices}")
+        return [i for i, fold in enumerate(self.folds) if fold in folds]
 
     def split(self, strategy: str, train: list[int], val: list[int], test: list[int], detail: str) -> Split:
         """Take from the training side every group that is also tested, then assert that the sides are disjoint."""
@@ -374,10 +413,10 @@ class _Cells:
             raise DataError(
                 f"{detail}: no training cell is left, because each one's {self.group} is tested; choose other folds"
             )
-        group, count = largest_group(tested)
-        if self.group != "cell" and count > LARGEST_SHARE * len(test):
-            share = f"{count / len(test):.0%}"
-            notes.append(f"{self.group} {group} has {share} of the test cells: read the figures by {self.group}")
+        for group, count in tested.most_common(1):
+            if self.group != "cell" and count > LARGEST_SHARE * len(test):
+                share = f"{count / len(test):.0%}"
+                notes.append(f"{self.group} {group} has {share} of the test cells: read the figures by {self.group}")
         split = Split(
             strategy=strategy,
             group=self.group,
@@ -387,23 +426,10 @@ class _Cells:
             validation=tuple(self.ids[i] for i in val_apart),
             test=tuple(self.ids[i] for i in test),
             detail=detail,
-            notes=tuple(notes),
+            notes=(*notes, *self.notes),
         )
         assert_disjoint(split, dict(zip(self.ids, self.groups, strict=True)))
         return split
-
-
-def _rarest(counts: Sequence[int], labels: Sequence[str]) -> tuple[int, str]:
-    """The smallest of the counts of K classes, and its class; of equal ones, the first in the alphabet."""
-    return min(zip(counts, labels, strict=True))
-
-
-def largest_group(cells: Mapping[str, int]) -> tuple[str, int]:
-    """The group with most cells, and how many; ("", 0) where there is no group."""
-    if not cells:
-        return "", 0
-    group = max(cells, key=cells.__getitem__)
-    return group, cells[group]
 
 
 def _dealt(counts: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.ndarray:
@@ -458,39 +484,19 @@ def groups_of(data: LoadedCells, group: str) -> dict[str, str]:
         DataError: blocks of a data set whose entry states no `block_size`.
     """
     block_size = data.info.block_size
-    if group == "block" and not block_size:
-        raise DataError(_no_blocks(data))
-    groups: dict[str, str] = {}
-    for rows in data.cells.values():
-        if group == "block":
-            groups |= _blocks(rows, block_size)
-        else:
-            column = "subject" if group == "subject" else "cell_id"
-            groups |= zip(rows["cell_id"][:], rows[column][:], strict=True)
-    return groups
-
-
-def _no_blocks(data: LoadedCells, strategy: str = "block") -> str:
-    """Why a data set has no blocks, and what to split by."""
-    unknown = f"how many neighbouring pictures of {data.info.title} come from one slide is not known"
-    if any(data.train["subject"]):
-        return f"--split {strategy}: {unknown}; use --split {strategy.replace('block', 'subject')}"
-    return f"--split {strategy}: {unknown}; {_how_to_name_subjects(data)}use --split random ({BY_IMAGE})"
-
-
-def _how_to_name_subjects(data: LoadedCells) -> str:
-    """Advice on the flag that names the subjects of a data set; "" where there is none."""
-    if data.info.name == "imagefolder":
-        return "give --subject_pattern or --labels, or "
-    if "/" in data.info.name:
-        return "name their column with --subject_column, or "
-    return ""
+    if group == "block":
+        if not block_size:
+            raise DataError(
+                f"--split block: how many neighbouring pictures of {data.info.title} come from one slide is not known; "
+                f"use --split subject, or random ({BY_IMAGE})"
+            )
+        return _blocks(data.rows, block_size)
+    column = "subject" if group == "subject" else "cell_id"
+    return dict(zip(data.rows["cell_id"][:], data.rows[column][:], strict=True))
 
 
 def _blocks(rows: Dataset, block_size: int) -> dict[str, str]:
     """Blocks of neighbouring numbers within a class, joined where two hold byte for byte the same file."""
-    from datasets import Image
-
     position: Counter[int] = Counter()
     block_of: dict[str, str] = {}
     cells = zip(rows["cell_id"][:], rows["label"][:], strict=True)
@@ -498,7 +504,7 @@ def _blocks(rows: Dataset, block_size: int) -> dict[str, str]:
         block_of[cell] = f"{rows.features['label'].int2str(label)}-{position[label] // block_size:02d}"
         position[label] += 1
     blocks_with: defaultdict[str, set[str]] = defaultdict(set)
-    for row in rows.select_columns(["image", "cell_id"]).cast_column("image", Image(decode=False)):
+    for row in rows:
         blocks_with[sha256(encoded_content(row["image"])).hexdigest()].add(block_of[row["cell_id"]])
     joined = {block: group[0] for group in linked(blocks_with.values()) for block in group}
     return {cell: joined[block] for cell, block in block_of.items()}

@@ -12,30 +12,30 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from leukoscope import DataError, LeukoscopeError
-from leukoscope.data.pixel_cache import FramedCells, PixelRows, read_rows
+from leukoscope.data.pixel_cache import FramedCells, PixelRows
 from leukoscope.data.splits import Split
 from leukoscope.evaluation import bootstrap, calibration
 from leukoscope.evaluation.baselines import size_only_out_of_fold
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
 from leukoscope.evaluation.metrics import NOT_KNOWN, headline, measure
 from leukoscope.evaluation.overlap import Overlap, seen_of
+from leukoscope.evaluation.predict import predict_cells
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.evaluation.subjects import subject_rule_block
+from leukoscope.evaluation.subjects import subject_rule_block, why_no_rule
 from leukoscope.evaluation.thresholds import decision_block
 from leukoscope.inference.ood import KEPT_SHARE, OOD_FOLDS, OOD_METHOD, OodDetector, fit_detector, picture_statistics
-from leukoscope.inference.prediction import softmax
-from leukoscope.inference.predictor import float32_backend
-from leukoscope.models.map_check import SCALE_BLOCKS
+from leukoscope.inference.predictor import Predictor
+from leukoscope.inference.runtime import Runtime
+from leukoscope.models.metrics import Evaluation, EvidenceScale, Metrics, Ood, Recalibration, Training
 from leukoscope.models.release import (
     FIGURES_FOLDER,
     OOD_FILE,
     PREDICTIONS_FOLDER,
-    ROBUSTNESS_BLOCK,
     edit_release,
     folder_name,
     read_metrics,
@@ -44,7 +44,6 @@ from leukoscope.models.release import (
 from leukoscope.models.weights import Release, load_release, rescale_classifier, save_weights
 from leukoscope.progress import note, progress, track
 
-FRAMED_BATCH = 8
 MIN_SUBJECTS_TO_RECALIBRATE = 5
 """Of each class: a threshold for one left-out subject then depends on four others; with fewer it is chance."""
 MIN_CELLS_TO_RECALIBRATE = 50
@@ -54,7 +53,7 @@ SUBJECTS_OF_VALIDATION = 2
 VALIDATION_ESTIMATES = "these weights, on the subjects that chose their epoch"
 ESTIMATES = "these weights, on subjects of the recalibration data, none of whom trained them"
 OF_DETECTOR = "cells of subjects that the detector was not fitted on; no network has a part in it"
-_FITTED = ("calibration", "decisions", "subject_rule")
+_FITTED = ("calibration", "decisions", "subject_rule", "subject_rule_missing")
 
 
 def assess(directory: Path, cells: FramedCells | None = None) -> Path:
@@ -69,93 +68,97 @@ def assess(directory: Path, cells: FramedCells | None = None) -> Path:
             folder that cannot be written.
     """
     metrics = read_metrics(directory)
-    first = (metrics.get("evaluations") or [{}])[0]
-    path = directory / PREDICTIONS_FOLDER / f"{first.get('name')}.parquet"
-    if "folds" not in first or not path.is_file() or "recalibration" in metrics:
+    first = metrics.first_evaluation or Evaluation()
+    path = directory / PREDICTIONS_FOLDER / f"{first.name}.parquet"
+    if not first.folds or not path.is_file() or metrics.recalibration:
         raise DataError(
             f"{directory}: holds no out-of-fold predictions to assess it by; give a release that "
             "`leukoscope protocol` made"
         )
-    if cells is not None and metrics["data"]["fingerprint"] != cells.data.fingerprint:
-        made_from = metrics["data"]["fingerprint"][:12]
+    trained_on = metrics.data.fingerprint or "not known"
+    if cells is not None and trained_on != cells.data.fingerprint:
+        made_from = trained_on[:12]
         tested = cells.data.fingerprint[:12]
         raise DataError(
             f"{directory}: was trained on other cells (fingerprint {made_from}, these are {tested}); assess it "
             "with the data it was trained on"
         )
     evaluations = [
-        with_intervals(block, CellPredictions.load(path.with_name(f"{block['name']}.parquet")), metrics["training"])
-        for block in track(metrics["evaluations"], "intervals of evaluations")
+        with_intervals(block, CellPredictions.load(path.with_name(f"{block.name}.parquet")), metrics.training)
+        for block in track(metrics.evaluations, "intervals", unit="evaluations")
     ]
     blocks = {"evaluations": evaluations, **fitted_blocks(CellPredictions.load(path), metrics)}
     return _write_release(directory, directory, metrics, blocks, cells)
 
 
-def with_intervals(
-    block: Mapping[str, Any], predictions: CellPredictions, training: Mapping[str, Any]
-) -> dict[str, Any]:
+def with_intervals(block: Evaluation, predictions: CellPredictions, training: Training) -> Evaluation:
     """Measure an evaluation anew, with intervals by subject and, beside them, the naive ones by cell.
 
     Where areas and folds are known, `size_only_baseline` predicts from the areas alone, at the class frequencies that
-    the release's probabilities assume. `training` is that block of metrics.json.
+    the release's probabilities assume.
     """
     measured: dict[str, Any] = {"metrics": measure(predictions)}
     intervals: dict[str, Any] = {"level": bootstrap.CONFIDENCE_LEVEL, "draws": bootstrap.BOOTSTRAP_SAMPLES, "seed": 0}
     intervals["by_cell"] = bootstrap.cell_intervals(predictions)
     if "" not in predictions.subjects:
         intervals["by_subject"] = bootstrap.subject_intervals(predictions)
-    trained_on = training.get("class_frequencies")
-    assumed = training.get("output_frequencies", trained_on)
     shifted = None
-    if assumed != trained_on:
-        shifted = np.array([assumed[name] for name in predictions.label_names])
+    if training.output_frequencies != training.class_frequencies:
+        shifted = np.array([training.output_frequencies[name] for name in predictions.label_names])
     size_only = size_only_out_of_fold(predictions, shifted)
     if size_only is not None:
         alone = measure(size_only)
         measured["size_only_baseline"] = headline(alone) | {"recall_by_subject": alone.get("recall_by_subject", {})}
-    return {**block, **measured, "intervals": intervals}
+    return Evaluation.model_validate({**block.content(), **measured, "intervals": intervals})
 
 
 def fitted_blocks(
     predictions: CellPredictions,
-    metrics: Mapping[str, Any],
+    metrics: Metrics,
     *,
     estimates: str = OUT_OF_FOLD,
     unit: str = "",
     subjects_needed: int = calibration.MIN_SUBJECTS_FOR_CALIBRATION,
+    cells_of: Literal["test", "validation"] = "test",
 ) -> dict[str, Any]:
     """Fit temperature, thresholds and the rule for subjects: the blocks of metrics.json that decide.
 
     Args:
         predictions: on subjects unseen by the networks that made them; `estimates` is what their metrics estimate.
         unit: what the predictions' subjects are: "subject" or "block"; "" for those of the training.
+        cells_of: whose cells these are, an evaluation's or those that chose the epoch.
 
     Returns:
-        calibration and decisions; subject_rule where one can be fitted.
+        calibration and decisions; subject_rule, or in subject_rule_missing why none can be fitted.
 
     Raises:
         LeukoscopeError: a cell of an unknown subject, or too few subjects of a class.
     """
-    positive = metrics["positive_label"]
-    origin = {"estimates": estimates, "unit": unit or metrics["data"]["unit"]}
+    positive = metrics.positive_label
+    origin = {"estimates": estimates, "unit": unit or metrics.data.unit}
     with progress("fitting temperature, thresholds and the rule for a subject"):
-        left_out = leave_one_subject_out(predictions, subjects_needed)
-        block = calibration_block(predictions, left_out, **origin)
+        held_out = leave_one_subject_out(predictions, subjects_needed)
+        block = calibration_block(predictions, held_out, **origin)
         rule = subject_rule_block(
             predictions,
             positive,
-            temperature=block["temperature"],
+            temperature=block.temperature,
             estimates=estimates,
             size_only=size_only_out_of_fold(predictions),
         )
-        decisions = decision_block(predictions, left_out=left_out, **origin)
-    blocks = {"calibration": block, "decisions": decisions}
+        decisions = decision_block(predictions, held_out, **origin)
+    blocks: dict[str, Any] = {"calibration": block, "decisions": decisions}
+    decisions.cells_of = cells_of
     if rule:
+        rule.cells_of = cells_of
         blocks["subject_rule"] = rule
+    else:
+        reason = why_no_rule(predictions.subjects, predictions.references, predictions.label_names, positive)
+        blocks["subject_rule_missing"] = reason
     return blocks
 
 
-def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None) -> tuple[OodDetector, dict[str, Any]]:
+def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None) -> tuple[OodDetector, Ood]:
     """Fit the OOD detector on framed cells, all or the named ones: it, and the "ood" block of metrics.json.
 
     Raises:
@@ -171,7 +174,7 @@ def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None)
     passes = held_out <= 1
     names, of, counts = np.unique(subjects, return_inverse=True, return_counts=True)
     shares = np.bincount(of, passes) / counts
-    return detector, {
+    block = {
         "estimates": OF_DETECTOR,
         "method": OOD_METHOD,
         "distance_limit": float(detector.limit),
@@ -186,39 +189,40 @@ def fit_detector_on(cells: FramedCells, cell_ids: tuple[str, ...] | None = None)
         "kinds": {},
         "not_measured": [],
     }
+    return detector, Ood.model_validate(block)
 
 
-def write_fit(
-    directory: Path, metrics: Mapping[str, Any], blocks: Mapping[str, Any], detector: OodDetector | None
-) -> None:
+def write_fit(directory: Path, metrics: Metrics, blocks: Mapping[str, Any], detector: OodDetector | None) -> None:
     """Write what was fitted into a release's folder: the temperature into its weights, detector and metrics.json.
 
-    Blocks of an earlier fit in `metrics` are dropped. The new temperature replaces the one in the weights; that of a
-    recalibration, which measured these, multiplies it.
+    `blocks` has the name of each new block; those of an earlier fit in `metrics` are dropped. The new temperature
+    replaces the one in the weights; that of a recalibration, which measured these, multiplies it.
     """
     release = load_release(directory)
     earlier = 1.0
     if "recalibration" not in blocks:
-        earlier = metrics.get("calibration", {}).get("temperature", 1.0)
+        earlier = metrics.temperature
     factor = 1.0
     if "calibration" in blocks:
-        factor = blocks["calibration"]["temperature"] / earlier
+        factor = blocks["calibration"].temperature / earlier
     rescale_classifier(release.network, factor)
     save_weights(release.network, directory)
     if detector is not None:
         detector.save(directory / OOD_FILE)
     # How it holds under small changes was measured with the thresholds before.
-    old = (*_FITTED, ROBUSTNESS_BLOCK) if "recalibration" in blocks else _FITTED
-    written = {**{key: block for key, block in metrics.items() if key not in old}, **blocks}
-    for name in SCALE_BLOCKS.values():  # maps are in logits
-        scale = written.get(name)
+    old = (*_FITTED, "robustness") if "recalibration" in blocks else _FITTED
+    written = metrics.changed(**{**dict.fromkeys(old), **blocks})
+    for name in ("evidence_scale", "occlusion_scale"):
+        scale: EvidenceScale | None = getattr(written, name)
         if scale:
-            written[name] = scale | {key: scale[key] / factor for key in ("p05", "median", "p95")}
+            setattr(written, name, scale.divided(factor))
+    if written.further_subjects and factor != 1:
+        written.further_subjects.earlier_weights = True
     write_metrics(directory, written)
 
 
 def _write_release(
-    source: Path, target: Path, metrics: Mapping[str, Any], blocks: dict[str, Any], cells: FramedCells | None
+    source: Path, target: Path, metrics: Metrics, blocks: dict[str, Any], cells: FramedCells | None
 ) -> Path:
     """Write the release `source` as `target` with these blocks and an OOD detector fitted on these cells."""
     detector = None
@@ -244,10 +248,15 @@ def fit_on_validation(directory: Path, predictions: CellPredictions, cells: Fram
     detector = None
     try:
         blocks |= fitted_blocks(
-            predictions, metrics, estimates=VALIDATION_ESTIMATES, subjects_needed=SUBJECTS_OF_VALIDATION
+            predictions,
+            metrics,
+            estimates=VALIDATION_ESTIMATES,
+            subjects_needed=SUBJECTS_OF_VALIDATION,
+            cells_of="validation",
         )
     except LeukoscopeError as error:
         note(f"this release never abstains: no threshold could be fitted on the validation side ({error})")
+        blocks["subject_rule_missing"] = str(error)
     try:
         detector, blocks["ood"] = fit_detector_on(cells, (*split.train, *split.validation))
     except LeukoscopeError as error:
@@ -272,7 +281,7 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
     """
     release = load_release(source)
     info = cells.data.info
-    if not release.metrics.get("training"):
+    if not release.metrics.trainings:
         raise DataError(f"{source}: does not say how it was trained; recalibrate a release that Leukoscope made")
     estimates = NOT_KNOWN
     if _refuse_training_cells(release, cells):
@@ -284,37 +293,33 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
         info = replace(info, title="the author's own cells")
     subjects = [number_of[subject] for subject in cells.subjects]
     cells = replace(cells, data=replace(cells.data, info=info), subjects=subjects)
-    predictions = predict_framed(release, cells)
+    predictions = predictions_of(release, cells)
     _require_enough(predictions, info.group)
     split = {"strategy": "all", "detail": f"every recalibration cell ({info.title})", "disjoint_by": info.group}
     block = {"name": "recalibration", "estimates": estimates, "thresholds_fitted_on": None}
-    evaluation = {**block, "split": {**split, "seed": 0}}
+    evaluation = Evaluation.model_validate({**block, "split": {**split, "seed": 0}})
     metrics = release.metrics
     with progress("intervals of evaluations"):
-        measured = with_intervals(evaluation, predictions, metrics["training"])
+        measured = with_intervals(evaluation, predictions, metrics.training)
+    fitted_on = {
+        "from": name or folder_name(source),
+        "data": info.title,
+        "fingerprint": cells.data.fingerprint,
+        "cells": len(predictions.cell_ids),
+        "subjects": len(set(predictions.subjects)),
+        # All temperatures in the weights already, including those of earlier recalibrations.
+        "previous_temperature": metrics.temperature * metrics.earlier_temperature,
+    }
     blocks = {
         **fitted_blocks(predictions, metrics, estimates=estimates, unit=info.group),
-        "evaluations": [*metrics["evaluations"], measured],
-        "recalibration": {
-            "from": name or folder_name(source),
-            "data": info.title,
-            "fingerprint": cells.data.fingerprint,
-            "cells": len(predictions.cell_ids),
-            "subjects": len(set(predictions.subjects)),
-            # All temperatures in the weights already, including those of earlier recalibrations.
-            "previous_temperature": metrics.get("calibration", {}).get("temperature", 1.0)
-            * metrics.get("recalibration", {}).get("previous_temperature", 1.0),
-        },
+        "evaluations": [*metrics.evaluations, measured],
+        "recalibration": Recalibration.model_validate(fitted_on),
     }
     return _write_release(source, target, metrics, blocks, cells)
 
 
-def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
-    """Predict framed cells with the release's own network, in float32.
-
-    Raises:
-        LeukoscopeError: the classes differ.
-    """
+def predictions_of(release: Release, cells: FramedCells) -> CellPredictions:
+    """Predict the cells with the release's own network, in float32; an error where the classes differ."""
     theirs = cells.data.info.labels
     if set(theirs) != set(release.labels):
         raise DataError(
@@ -322,26 +327,10 @@ def predict_framed(release: Release, cells: FramedCells) -> CellPredictions:
             "rename the class folders to the release's labels"
         )
     ids = tuple(cells.data.train["cell_id"])
+    predictor = Predictor(release, Runtime(device="cpu"))
+    predictions = predict_cells(predictor, cells.data, ids, batch_size=8).with_labels(release.labels)
     rows = cells.rows(ids)
-    backend = float32_backend(release, len(ids))
-    batches = []
-    with progress("predicting cells", len(rows)) as advance:
-        for first in range(0, len(rows), FRAMED_BATCH):
-            pixels = read_rows(cells.pixels, rows[first : first + FRAMED_BATCH])
-            batches.append(softmax(backend(pixels).logits))
-            if not np.isfinite(batches[-1]).all():
-                raise DataError(f"{release.name}: computes numbers that are not finite; download it again")
-            advance(len(pixels))
-    own_order = np.asarray([release.labels.index(label) for label in theirs])
-    return CellPredictions(
-        ids,
-        tuple(cells.subjects[row] for row in rows),
-        own_order[cells.labels[rows]],
-        np.concatenate(batches),
-        release.labels,
-        cells.areas_of(rows),
-        cells.hashes_of(rows),
-    )
+    return replace(predictions, subjects=tuple(cells.subjects[row] for row in rows), areas=cells.areas_of(rows))
 
 
 def _refuse_training_cells(release: Release, cells: FramedCells) -> bool:

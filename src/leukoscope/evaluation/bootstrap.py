@@ -141,10 +141,6 @@ class BootstrapSamples:
             return None
         return self.interval(values, of_class=of_class)
 
-    def once(self) -> BootstrapSamples:
-        """Return the sample that holds every unit once, which gives the point estimates."""
-        return replace(self, counts=np.ones((1, len(self.classes)), dtype=np.int16))
-
 
 def bootstrap_subjects(
     predictions: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
@@ -155,25 +151,31 @@ def bootstrap_subjects(
         LeukoscopeError: a cell of an unknown subject, or a class with a single subject.
     """
     predictions.require_subjects("intervals by subject need a subject id for every cell")
-    names, unit_of_cell = np.unique(predictions.subjects, return_inverse=True)
-    classes = np.array(list(predictions.subject_classes.values()))
+    once = _every_subject_once(predictions)
     # A subject with several classes counts once per class.
     for k, label in enumerate(predictions.label_names):
-        have_it = np.unique(unit_of_cell[predictions.references == k])
+        have_it = np.unique(np.asarray(predictions.subjects)[predictions.references == k])
         if len(have_it) == 1:
             raise DataError(
-                f"class {label}: only subject {names[have_it[0]]} has it; "
+                f"class {label}: only subject {have_it[0]} has it; "
                 "intervals by subject need two or more subjects per class"
             )
-    return BootstrapSamples(unit_of_cell, classes, _resample(classes, samples, seed))
+    return replace(once, counts=_resample(once.classes, samples, seed))
 
 
-def bootstrap_cells(
-    predictions: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
-) -> BootstrapSamples:
+def _every_subject_once(predictions: CellPredictions) -> BootstrapSamples:
+    """The sample that holds each subject once, which gives the point estimates."""
+    _, unit_of_cell = np.unique(predictions.subjects, return_inverse=True)
+    classes = np.array(list(predictions.subject_classes.values()))
+    by_subject = predictions.subject_weights is not None
+    return BootstrapSamples(unit_of_cell, classes, np.ones((1, len(classes)), dtype=np.int16), of_subjects=by_subject)
+
+
+def bootstrap_cells(predictions: CellPredictions, *, seed: int = 0) -> BootstrapSamples:
     """Resample cells with replacement within their class, as if no two came from one subject."""
     classes = np.asarray(predictions.references)
-    return BootstrapSamples(np.arange(len(classes)), classes, _resample(classes, samples, seed), of_subjects=False)
+    counts = _resample(classes, BOOTSTRAP_SAMPLES, seed)
+    return BootstrapSamples(np.arange(len(classes)), classes, counts, of_subjects=False)
 
 
 def _resample(classes: np.ndarray, samples: int, seed: int) -> np.ndarray:
@@ -191,16 +193,11 @@ def _resample(classes: np.ndarray, samples: int, seed: int) -> np.ndarray:
 
 def point_metrics(predictions: CellPredictions) -> dict[str, float]:
     """Compute the metrics whose intervals this module gives, by subject wherever every cell's subject is known."""
-    _, unit_of_cell = np.unique(predictions.subjects, return_inverse=True)
-    classes = np.array(list(predictions.subject_classes.values()))
-    by_subject = predictions.subject_weights is not None
-    once = BootstrapSamples(unit_of_cell, classes, np.ones((1, len(classes)), dtype=np.int16), of_subjects=by_subject)
+    once = _every_subject_once(predictions)
     return {key: float(value) for key, (value,) in bootstrap_metrics(predictions, once).items()}
 
 
-def subject_intervals(
-    predictions: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
-) -> dict[str, Interval]:
+def subject_intervals(predictions: CellPredictions, *, seed: int = 0) -> dict[str, Interval]:
     """Compute the interval of every metric by resampling subjects (`bootstrap_subjects`): what to expect on others.
 
     Returns:
@@ -209,20 +206,19 @@ def subject_intervals(
         subject_auroc (each subject's mean logit; where every subject has one class) → low and high, 0–1. The AUROCs are
         one-vs-rest macro for more than two classes, and left out where a class has no cell.
     """
-    return _intervals(predictions, bootstrap_subjects(predictions, samples=samples, seed=seed))
+    return intervals_of(predictions, bootstrap_subjects(predictions, seed=seed))
 
 
-def cell_intervals(
-    predictions: CellPredictions, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
-) -> dict[str, Interval]:
+def cell_intervals(predictions: CellPredictions, *, seed: int = 0) -> dict[str, Interval]:
     """Compute naive intervals by resampling cells: far too narrow where subjects bring many cells each.
 
     Metrics that weight or rank subjects have none.
     """
-    return _intervals(predictions, bootstrap_cells(predictions, samples=samples, seed=seed))
+    return intervals_of(predictions, bootstrap_cells(predictions, seed=seed))
 
 
-def _intervals(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, Interval]:
+def intervals_of(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, Interval]:
+    """Compute the interval of every metric that these bootstrap samples give."""
     return {
         key: boot.interval(values, of_class=class_of(key, predictions.label_names))
         for key, values in bootstrap_metrics(predictions, boot).items()

@@ -7,15 +7,16 @@ so the cells of each subject are measured with the temperature fitted on all oth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from leukoscope import DataError
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_subjects
 from leukoscope.evaluation.predictions import CellPredictions
+from leukoscope.models.metrics import Calibration
 
 OUT_OF_FOLD = "recipe (cross-validated)"
 """What metrics of out-of-fold predictions estimate: the networks of a recipe, not one set of weights."""
@@ -25,18 +26,6 @@ TEMPERATURE_BOUNDS = (0.1, 10.0)
 """Where all cells are correct, the likelihood has its maximum at temperature 0: certainty that no data support."""
 MIN_SUBJECTS_FOR_CALIBRATION = 3
 """Of each class: leaving one out must leave two, or a threshold would depend on a single subject."""
-
-Rule: TypeAlias = Callable[[CellPredictions], Any]
-"""Fits thresholds: calibrated predictions of M cells → one number, or (K,)."""
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """One subject, its cells as (N,) bool, and the temperature fitted on all other subjects."""
-
-    subject: str
-    rows: np.ndarray
-    temperature: float
 
 
 def scaled(probabilities: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
@@ -69,20 +58,16 @@ def fit_temperature(predictions: CellPredictions) -> float:
     return float(np.exp(best.x))
 
 
-def shipped_temperature(predictions: CellPredictions, left_out: tuple[LeftOut, ...]) -> float:
+def shipped_temperature(predictions: CellPredictions, held_out: Mapping[str, float]) -> float:
     """Return the temperature to put into a release: the fitted one where it helps on unseen subjects, else 1.
 
     It helps where the true classes are likelier than without scaling, each subject scaled with the temperature that the
     others fitted; cells weigh by `fit_weights`.
     """
-    before, after = (
-        float(np.average(_cell_scores(some)["nll"], weights=predictions.fit_weights))
-        # Both through the same softmax, so that rounding does not decide.
-        for some in (calibrated(predictions, 1.0), cross_fitted(predictions, left_out))
-    )
-    if after < before:
-        return fit_temperature(predictions)
-    return 1.0
+    # Both through the same softmax, so that rounding does not decide.
+    sides = (calibrated(predictions, 1.0), cross_fitted(predictions, held_out))
+    before, after = (np.average(_cell_scores(side)["nll"], weights=predictions.fit_weights) for side in sides)
+    return fit_temperature(predictions) if after < before else 1.0
 
 
 def calibrated(predictions: CellPredictions, temperature: float) -> CellPredictions:
@@ -90,10 +75,8 @@ def calibrated(predictions: CellPredictions, temperature: float) -> CellPredicti
     return replace(predictions, probabilities=scaled(predictions.probabilities, temperature))
 
 
-def leave_one_subject_out(
-    predictions: CellPredictions, needed: int = MIN_SUBJECTS_FOR_CALIBRATION
-) -> tuple[LeftOut, ...]:
-    """Fit for each subject, in order of their ids, the temperature on all others.
+def leave_one_subject_out(predictions: CellPredictions, needed: int = MIN_SUBJECTS_FOR_CALIBRATION) -> dict[str, float]:
+    """Fit for each subject, in order of their ids, the temperature on all others: subject → temperature.
 
     As in all cross-conformal prediction (Vovk 2015, doi:10.1007/s10472-013-9368-4), the others' predictions may come
     from networks that trained on the subject.
@@ -109,40 +92,26 @@ def leave_one_subject_out(
                 "subjects of each class"
             )
     subjects = np.asarray(predictions.subjects)
-    return tuple(
-        LeftOut(str(subject), rows, fit_temperature(predictions.take(np.flatnonzero(~rows))))
+    return {
+        str(subject): fit_temperature(predictions.take(np.flatnonzero(subjects != subject)))
         for subject in np.unique(subjects)
-        for rows in [subjects == subject]
-    )
+    }
 
 
-def cross_fitted(predictions: CellPredictions, left_out: tuple[LeftOut, ...]) -> CellPredictions:
+def cross_fitted(predictions: CellPredictions, held_out: Mapping[str, float]) -> CellPredictions:
     """Return the same predictions, each subject's scaled with the temperature that the other subjects fitted."""
-    temperatures = np.ones((len(predictions.cell_ids), 1))
-    for subject in left_out:
-        temperatures[subject.rows] = subject.temperature
+    temperatures = np.array([[held_out[subject]] for subject in predictions.subjects])
     return replace(predictions, probabilities=scaled(predictions.probabilities, temperatures))
 
 
-def own_thresholds(predictions: CellPredictions, left_out: tuple[LeftOut, ...], rule: Rule) -> np.ndarray:
-    """Return each cell's threshold, (N,) or (N, K), fitted like the temperature on all subjects but its own."""
-    fitted = [
-        rule(calibrated(predictions.take(np.flatnonzero(~subject.rows)), subject.temperature)) for subject in left_out
-    ]
-    thresholds = np.zeros((len(predictions.cell_ids), *np.shape(fitted[0])))
-    for subject, threshold in zip(left_out, fitted, strict=True):
-        thresholds[subject.rows] = threshold
-    return thresholds
-
-
 def calibration_block(
-    predictions: CellPredictions, left_out: tuple[LeftOut, ...], *, estimates: str = OUT_OF_FOLD, unit: str = "subject"
-) -> dict[str, Any]:
+    predictions: CellPredictions, held_out: Mapping[str, float], *, estimates: str = OUT_OF_FOLD, unit: str = "subject"
+) -> Calibration:
     """Make the "calibration" block of metrics.json: the temperature to ship, and what scaling gains on new subjects.
 
     Args:
         predictions: out-of-fold and subject-disjoint, not yet scaled; `estimates` is what their metrics estimate.
-        left_out: of `leave_one_subject_out`.
+        held_out: of `leave_one_subject_out`.
         unit: what the predictions' subjects are: "subject" or "block".
 
     Returns:
@@ -151,18 +120,18 @@ def calibration_block(
         `calibration_metrics`.
     """
     boot = bootstrap_subjects(predictions)
-    sides = {"before": predictions, "after": cross_fitted(predictions, left_out)}
-    each = [subject.temperature for subject in left_out]
-    return {
-        "temperature": shipped_temperature(predictions, left_out),
+    sides = {"before": predictions, "after": cross_fitted(predictions, held_out)}
+    block = {
+        "temperature": shipped_temperature(predictions, held_out),
         "fitted_temperature": fit_temperature(predictions),
-        "temperature_range": {"low": min(each), "high": max(each)},
+        "temperature_range": {"low": min(held_out.values()), "high": max(held_out.values())},
         "method": "temperature scaling (Guo et al. 2017) of out-of-fold log-probabilities",
         "fitted_on": who_fitted(predictions),
         "judged_on": f"each {unit} with the temperature fitted on all other {unit}s",
         "estimates": estimates,
         **{side: calibration_metrics(some, boot) for side, some in sides.items()},
     }
+    return Calibration.model_validate(block)
 
 
 def who_fitted(predictions: CellPredictions) -> dict[str, Any]:

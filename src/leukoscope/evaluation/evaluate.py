@@ -1,43 +1,31 @@
-"""Predictions to be measured, from a release run on labelled cells.
-
-They come with what a reader must know: which model made them, what they estimate, and whether the tested subjects may
-have trained it.
-"""
+"""What a release reaches on labelled cells: metrics with intervals, and whether the tested subjects trained it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
-from datasets import Image as ImageFeature
-from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, ConfigError, DataError, LeukoscopeError
 from leukoscope.data.cells import LoadedCells
-from leukoscope.data.images import BLACK_RGB, RgbColour, UnreadableImage, cell_area, open_encoded, pixel_hash
 from leukoscope.data.pixel_cache import without_damaged
-from leukoscope.data.splits import Split, groups_of, load_split, make_split
+from leukoscope.data.splits import Split, load_split, make_split
 from leukoscope.evaluation import bootstrap
 from leukoscope.evaluation.metrics import measure, versions
-from leukoscope.evaluation.overlap import KnownCells, Overlap, seen_in_training
+from leukoscope.evaluation.overlap import ForeignModel, Overlap, seen_in_training
+from leukoscope.evaluation.predict import match_labels, public_name_of
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.evaluation.robustness import ROBUSTNESS_CELLS, UnseenCells, measure_robustness, opener
 from leukoscope.evaluation.subjects import measure_subject_rule
-from leukoscope.inference.predictor import Predictor
-from leukoscope.inference.runtime import Runtime
-from leukoscope.models.hub_download import KNOWN_CELLS, find_release
-from leukoscope.models.release import ReleaseInfo, folder_name, read_release
-from leukoscope.progress import progress
+from leukoscope.inference.subject import SubjectRule
+from leukoscope.models.release import ReleaseInfo
 
 TEST_FOLD = "fold_1"
 """The published fold of C-NMC that the split `official` tests."""
-_AREA_SIDE = 224
 EVALUATION_SCHEMA_VERSION = 3
 
 
@@ -57,52 +45,6 @@ class SelectedCells:
             "data": {**self.data.info.about(), "fingerprint": self.data.fingerprint},
             "split": {**self.split.about(), **fingerprints, **counts},
         }
-
-
-@dataclass(frozen=True)
-class ModelPredictions:
-    """Predictions of a release.
-
-    Attributes:
-        outcomes: of `leukoscope predict` for each cell of the predictions.
-        left_out: one line per cell that could not be predicted.
-        our_name: the release's name of a class → the data set's.
-    """
-
-    predictions: CellPredictions
-    release: ReleaseInfo
-    outcomes: tuple[str, ...]
-    left_out: tuple[str, ...]
-    our_name: Mapping[str, str]
-
-    @property
-    def name(self) -> str:
-        """The release's name; for a folder only its last part, because the rest of the path is private."""
-        local = Path(self.release.name)
-        if local.exists():
-            return folder_name(local)
-        return self.release.name
-
-    def decisions(self) -> dict[str, Any]:
-        """What `leukoscope predict` decides on these cells.
-
-        `outcomes` counts the cells of each, `given` those that get a class, `right` the right ones of these.
-        """
-        labels = self.predictions.label_names
-        true_classes = [labels[k] for k in self.predictions.references]
-        pairs = zip(true_classes, self.outcomes, strict=True)
-        is_right = [true == outcome for true, outcome in pairs if outcome in labels]
-        counts = dict(sorted(Counter(self.outcomes).items()))
-        return {"outcomes": counts, "given": len(is_right), "right": sum(is_right)}
-
-    def subject_rule(self) -> dict[str, Any] | None:
-        """Measure the release's rule for subjects, with the class names of these predictions."""
-        metrics = dict(self.release.metrics)
-        rule = metrics.get("subject_rule")
-        if rule:
-            positive = rule["positive_label"]
-            metrics["subject_rule"] = {**rule, "positive_label": self.our_name.get(positive, positive)}
-        return measure_subject_rule(self.predictions, metrics)
 
 
 def select_cells(
@@ -136,125 +78,25 @@ def select_cells(
     return SelectedCells(data, whole.at_most(None, at_most), whole)
 
 
-def open_model(model: str | Path, device: str = "auto") -> Predictor:
-    """Open a release with the list of the cells that it knows; names and errors as of `Predictor.from_pretrained`."""
-    folder, name, revision = find_release(str(model), KNOWN_CELLS)
-    return Predictor(read_release(folder, name=name, revision=revision), Runtime(device=device))
+def build_evaluation(
+    release: ReleaseInfo,
+    predictions: CellPredictions,
+    cells: SelectedCells,
+    *,
+    label_map: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compute the content of evaluation.json from a release's predictions of these cells.
 
-
-def match_labels(
-    name: str, theirs: Sequence[str], ours: Sequence[str], label_map: Mapping[str, str]
-) -> tuple[int, ...]:
-    """Match a model's T classes to those of a data set: T indices into `ours`; several may be one of ours.
-
-    `label_map` is theirs → ours, for those whose names differ in more than case.
-
-    Raises:
-        LeukoscopeError: a class without a counterpart, or a renamed one that the model does not have.
-    """
-    for their in label_map:
-        if their.casefold() not in {label.casefold() for label in theirs}:
-            raise ConfigError(
-                f"--label_map {their}={label_map[their]}: {their!r} is not a class of the model, which has "
-                f"{', '.join(theirs)}; correct or leave it out"
-            )
-    index = {label.casefold(): k for k, label in enumerate(ours)}
-    renamed = {their.casefold(): our.casefold() for their, our in label_map.items()}
-    indices = [index.get(renamed.get(label.casefold(), label.casefold())) for label in theirs]
-    matched = tuple(k for k in indices if k is not None)
-    if len(matched) < len(theirs) or len(set(matched)) < len(ours):
-        if len(theirs) < len(ours):
-            how = "leave out the cells of the classes that it lacks, or give another model"
-        else:
-            how = "name the class of the data set for each class of the model: --label_map THEIRS=OURS, once per class"
-        of_data = ", ".join(ours)
-        raise DataError(f"{name}: its classes are {', '.join(theirs)}, but the data set has {of_data}; {how}")
-    return matched
-
-
-def predictions_of_model(
-    predictor: Predictor, cells: SelectedCells, *, label_map: Mapping[str, str] | None = None, batch_size: int = 16
-) -> ModelPredictions:
-    """Predict the selected cells with a release; `label_map` gives the data set's class for the model's.
-
-    Raises:
-        LeukoscopeError: no batch size, or before any cell is opened what `match_labels` raises.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"--batch_size {batch_size}: give 1 or more")
-    labels = cells.data.info.labels
-    wanted = set(cells.split.test)
-    release = predictor.release
-    matched = match_labels(release.name, predictor.labels, labels, label_map or {})
-    to_ours = np.eye(len(labels))[list(matched)]
-    our_name = {their: labels[our] for their, our in zip(predictor.labels, matched, strict=True)}
-    rows = concatenate_datasets(list(cells.data.cells.values()))
-    rows = rows.select([i for i, cell in enumerate(rows["cell_id"][:]) if cell in wanted])
-    readable = list[int]()
-    damaged = list[str]()
-    outcomes = list[str]()
-    hashes = list[str]()
-    probabilities = [np.zeros((0, len(labels)))]
-    areas = list[float]()
-    for opened, pictures in opened_batches(rows, batch_size, damaged, ground=release.blank_rgb):
-        readable += opened
-        predicted = predictor(pictures, batch_size=len(pictures))
-        probabilities.append(np.array([list(prediction.probabilities.values()) for prediction in predicted]) @ to_ours)
-        outcomes += [our_name.get(prediction.outcome, prediction.outcome) for prediction in predicted]
-        hashes += map(pixel_hash, pictures)
-        # The cell's share of its picture needs no fine detail.
-        small = (picture.resize((_AREA_SIDE, _AREA_SIDE), Image.Resampling.NEAREST) for picture in pictures)
-        areas += (cell_area(np.asarray(picture)) for picture in small)
-    rows = rows.select(readable)
-    units = groups_of(cells.data, cells.data.info.group)
-    predictions = CellPredictions(
-        tuple(rows["cell_id"][:]),
-        tuple(units[cell] for cell in rows["cell_id"][:]),
-        np.asarray(rows["label"][:], dtype=int),
-        np.concatenate(probabilities),
-        labels,
-        np.asarray(areas) if cells.data.info.background == "black" else None,
-        tuple(hashes),
-    )
-    return ModelPredictions(predictions, release, tuple(outcomes), tuple(damaged), our_name)
-
-
-def opened_batches(
-    rows: Dataset, batch_size: int, left_out: list[str], *, ground: RgbColour = BLACK_RGB
-) -> Iterator[tuple[list[int], list[Image.Image]]]:
-    """Open the pictures of cells batch by batch, with progress: numbers of the rows, and their pictures.
-
-    Why a picture cannot be used is added to `left_out`. A batch without a usable picture is skipped.
-    """
-    encoded = rows.select_columns(["image", "cell_id"]).cast_column("image", ImageFeature(decode=False))
-    with progress("predicting cells", len(rows)) as advance:
-        for first in range(0, len(rows), batch_size):
-            batch = encoded[first : first + batch_size]
-            opened = []
-            pictures = []
-            for row, (image, cell) in enumerate(zip(batch["image"], batch["cell_id"], strict=True), first):
-                try:
-                    pictures.append(open_encoded(image, cell, ground=ground))
-                    opened.append(row)
-                except UnreadableImage as error:
-                    left_out.append(str(error))
-            if pictures:
-                yield opened, pictures
-            advance(len(batch["cell_id"]))
-
-
-def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed: int = 0) -> dict[str, Any]:
-    """Compute the content of evaluation.json from the predictions of these cells.
+    `label_map` is the release's name of a class → the data set's.
 
     Raises:
         LeukoscopeError: no cell was predicted.
     """
-    predictions = predicted.predictions
     unreadable = cells.data.unreadable
-    release = predicted.release
     if not predictions.cell_ids:
-        reason = next(iter((*predicted.left_out, *unreadable)), "no cell was given")
-        raise DataError(f"{predicted.name}: no cell was predicted ({reason}); check the cells and --split")
+        reason = next(iter((*predictions.left_out, *unreadable)), "no cell was given")
+        raise DataError(f"{public_name_of(release)}: no cell was predicted ({reason}); check the cells and --split")
     try:
         by_subject = bootstrap.subject_intervals(predictions, seed=seed)
         missing = ""
@@ -266,14 +108,12 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
     return {
         "schema_version": EVALUATION_SCHEMA_VERSION,
         "notice": RESEARCH_NOTICE,
-        "model": {"name": predicted.name, "revision": release.revision},
+        "model": {"name": public_name_of(release), "revision": release.revision},
         "estimates": "these weights",
-        "training_overlap": training_overlap(
-            release.metrics, predictions, cells, KnownCells.of_release(release.folder)
-        ),
+        "training_overlap": training_overlap(release, predictions, cells),
         "unit": cells.data.info.group,
         **cells.about(),
-        "left_out": [*unreadable, *predicted.left_out],
+        "left_out": [*unreadable, *predictions.left_out],
         "figures": bootstrap.point_metrics(predictions),
         "intervals": {
             "level": bootstrap.CONFIDENCE_LEVEL,
@@ -287,36 +127,38 @@ def build_evaluation(predicted: ModelPredictions, cells: SelectedCells, *, seed:
             "by_cell": bootstrap.cell_intervals(predictions, seed=seed),
         },
         "metrics": measure(predictions),
-        "decisions": predicted.decisions(),
-        "subject_rule": predicted.subject_rule(),
+        "decisions": _decisions(predictions),
+        "subject_rule": _subject_rule(release, predictions, label_map or {}),
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "versions": versions(),
     }
 
 
-def robustness_of_model(
-    predictor: Predictor,
-    predictions: CellPredictions,
-    cells: SelectedCells,
-    label_map: Mapping[str, str],
-    at_most: int = ROBUSTNESS_CELLS,
-) -> dict[str, Any]:
-    """Measure how often a release's answers change under small changes of its cells; see `measure_robustness`."""
-    labels = cells.data.info.labels
-    part = UnseenCells(
-        predictor,
-        predictions.cell_ids,
-        predictions.subjects,
-        predictions.references,
-        labels,
-        match_labels(predictor.release.name, predictor.labels, labels, label_map),
-        opener(cells.data),
-    )
-    return measure_robustness([part], estimates="these weights", at_most=at_most, unit=cells.data.info.group)
+def _decisions(predictions: CellPredictions) -> dict[str, Any]:
+    """What `leukoscope predict` decides on these cells.
+
+    `outcomes` counts the cells of each, `given` those that get a class, `right` the right ones of these.
+    """
+    labels = predictions.label_names
+    outcomes = predictions.outcomes or ()
+    pairs = zip(predictions.references, outcomes, strict=True)
+    is_right = [labels[true] == outcome for true, outcome in pairs if outcome in labels]
+    return {"outcomes": dict(sorted(Counter(outcomes).items())), "given": len(is_right), "right": sum(is_right)}
+
+
+def _subject_rule(
+    release: ReleaseInfo, predictions: CellPredictions, label_map: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """Measure a release's rule for subjects, with the class names of these predictions."""
+    rule = SubjectRule.from_metrics(release.metrics, predictions.label_names)
+    if rule is None:
+        return None
+    our_name = match_labels(release.name, release.labels, predictions.label_names, label_map)
+    return measure_subject_rule(predictions, replace(rule, positive_label=our_name[rule.positive_label]))
 
 
 def training_overlap(
-    metrics: Mapping[str, Any], predictions: CellPredictions, cells: SelectedCells, known_cells: KnownCells
+    release: ReleaseInfo | ForeignModel, predictions: CellPredictions, cells: SelectedCells
 ) -> dict[str, Any]:
     """Determine whether the tested cells come from subjects who trained the weights.
 
@@ -325,8 +167,7 @@ def training_overlap(
         (None where that cannot be known).
     """
     seen = seen_in_training(
-        metrics,
-        known_cells,
+        release,
         cells.data,
         predictions.subjects,
         predictions.cell_ids,

@@ -30,7 +30,7 @@ NOT_KNOWN = "these weights, on subjects of the recalibration data; whether some 
 """What metrics of a recalibration estimate where it is not known which cells trained the weights."""
 
 
-# Each has its formula in `bootstrap._from_confusion` and its name in `reports.formatting`.
+# Each has its formula in `bootstrap._from_confusion` and its name in `reports.tables`.
 POOLED_METRICS = ("accuracy", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc")
 BY_SUBJECT = tuple(f"{key}_by_subject" for key in POOLED_METRICS)
 
@@ -62,7 +62,8 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
     predicted = predictions.predicted
     points = point_metrics(predictions)
     classes = range(len(names))
-    scores = precision_recall_fscore_support(references, predicted, labels=classes, zero_division=0)
+    scores = list(precision_recall_fscore_support(references, predicted, labels=classes, zero_division=0))
+    scores[3] = scores[3].astype(int)  # where no cell is right, scikit-learn counts in floats
     keys = ("precision", "recall", "f1", "support")
     rows = zip(names, *(values.tolist() for values in scores), strict=True)
     metrics: dict[str, Any] = {
@@ -87,7 +88,7 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
     return metrics
 
 
-def cell_metric(label_names: Sequence[str], *, subjects: bool = False, areas: bool = False) -> evaluate.Metric:
+def cell_metric(label_names: Sequence[str], *, subjects: bool = False) -> evaluate.Metric:
     """Make an `evaluate.Metric` for K classes: predictions are (N, K) probabilities, its results those of `measure`.
 
     It combines with other metrics of 🤗 evaluate. It fetches nothing, keeps what is added in memory, and writes
@@ -97,7 +98,6 @@ def cell_metric(label_names: Sequence[str], *, subjects: bool = False, areas: bo
         label_names: in the order of the probabilities.
         subjects: references are {"label": class, "subject": id}, as of `references_of`, instead of plain classes; the
             metrics by subject follow.
-        areas: with `subjects`, references have an "area", too.
     """
     import datasets
     import evaluate
@@ -105,8 +105,6 @@ def cell_metric(label_names: Sequence[str], *, subjects: bool = False, areas: bo
     reference: Any = datasets.Value("int64")
     if subjects:
         reference = {"label": reference, "subject": datasets.Value("string")}
-        if areas:
-            reference["area"] = datasets.Value("float64")
     features = datasets.Features(predictions=datasets.List(datasets.Value("float64")), references=reference)
 
     class CellMetric(evaluate.Metric):
@@ -133,7 +131,6 @@ def cell_metric(label_names: Sequence[str], *, subjects: bool = False, areas: bo
                     np.asarray(labels),
                     np.asarray(predictions),
                     tuple(label_names),
-                    areas=np.asarray([cell["area"] for cell in references]) if areas else None,
                 )
             )
 
@@ -141,12 +138,6 @@ def cell_metric(label_names: Sequence[str], *, subjects: bool = False, areas: bo
 
 
 def references_of(predictions: CellPredictions) -> list[dict[str, Any]]:
-    """What `cell_metric` takes as references: class and subject of each cell, and its area where areas are known."""
+    """What `cell_metric` takes as references: class and subject of each cell."""
     labels = predictions.references.tolist()
-    references = [
-        {"label": label, "subject": subject} for label, subject in zip(labels, predictions.subjects, strict=True)
-    ]
-    if predictions.areas is not None:
-        for reference, area in zip(references, predictions.areas.tolist(), strict=True):
-            reference["area"] = area
-    return references
+    return [{"label": label, "subject": subject} for label, subject in zip(labels, predictions.subjects, strict=True)]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
+from leukoscope.data.images import BLACK_RGB, RgbColour
+from leukoscope.data.names import subject_key
 from leukoscope.data.registry import DATASETS
-from leukoscope.data.subject_ids import subject_key
+from leukoscope.models.metrics import Metrics, PastTraining
 from leukoscope.models.release import PREDICTIONS_FOLDER
 
 if TYPE_CHECKING:
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 
 # Shorter names, such as 12.png, are used again for other cells.
 _MIN_NAME_LENGTH = 6
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """What is known of a model that is no release: its name; how it was trained is not recorded."""
+
+    name: str
+    revision: str = ""
+    folder: Path | None = None
+    blank_rgb: RgbColour = BLACK_RGB
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 class Overlap(Enum):
@@ -79,8 +91,7 @@ class Seen:
 
 
 def seen_in_training(
-    metrics: Mapping[str, Any],
-    known_cells: KnownCells,
+    release: ReleaseInfo | ForeignModel,
     data: LoadedCells,
     subjects: Iterable[str],
     cell_ids: Sequence[str],
@@ -91,35 +102,50 @@ def seen_in_training(
     """Determine which of some cells of `data` a release was trained on.
 
     Args:
-        metrics, known_cells: the release's metrics.json, and the cells that it keeps predictions of.
         subjects: of the cells; "" where a cell's is not known.
         cell_ids, hashes: (N,) names, and `pixel_hash` of each where it is known.
         split_fingerprints: of the split that sets these cells apart, and of its test side where they are that side.
     """
     name = source_of(data)
-    trainings = trainings_of(metrics)
+    metrics = release.metrics
+    trainings = metrics.trainings
     tested = set(subjects)
     trained = {
         same_subject(name, subject)
         for training in trainings
         if same_cells(training, data)
-        for subject in training["subjects"]
+        for subject in training.subjects
     }
     both = tuple(sorted(subject for subject in tested - {""} if same_subject(name, subject) in trained))
     is_same_data = bool(trainings) and same_cells(trainings[0], data)
-    cells_kept = 0 if is_same_data else known_cells.among(cell_ids, hashes)
-    facts = {
-        "recorded": bool(trainings),
-        "shares subjects": bool(both),
-        "same data": is_same_data,
-        "holds cells": cells_kept > 0,
-        "pixels compared": bool(known_cells.hashes) and hashes is not None,
-        "subjects named": bool(trainings and trainings[0]["subjects"] and tested - {""}),
-        "every subject named": "" not in tested,
-        "set apart": not _split_fingerprints(metrics).isdisjoint(split_fingerprints),
-        "earlier data clear": not _may_hide_cells(trainings, data),
-    }
-    overlap = _decide(facts)
+    known_names, known_hashes = _known_cells(release.folder)
+    cells_kept = 0
+    if not is_same_data:
+        pixels = hashes or [""] * len(cell_ids)
+        pairs = zip(map(_name, cell_ids), pixels, strict=True)
+        cells_kept = sum(name in known_names or pixel in known_hashes for name, pixel in pairs)
+    # Two sets of class folders may number their subjects alike, or share cells under other names.
+    is_clear = name != "imagefolder" or not any(
+        training.name == name and not same_cells(training, data) for training in trainings[1:]
+    )
+    split_of = [evaluation.split for evaluation in metrics.evaluations]
+    trained_apart = {split.fingerprint for split in split_of} | {split.test_fingerprint for split in split_of}
+    if not trainings:
+        overlap = Overlap.NOT_RECORDED
+    elif both:
+        overlap = Overlap.SUBJECTS
+    elif cells_kept:
+        overlap = Overlap.OTHER_HOLDS_THEM
+    elif not is_same_data and is_clear and known_hashes and hashes is not None:
+        overlap = Overlap.OTHER_DATA
+    elif not is_same_data:
+        overlap = Overlap.OTHER_UNCLEAR
+    elif trainings[0].subjects and tested - {""}:
+        overlap = Overlap.OTHER_SUBJECTS if is_clear and "" not in tested else Overlap.SAME_UNCLEAR
+    elif trained_apart.isdisjoint(split_fingerprints):
+        overlap = Overlap.SAME_DATA
+    else:
+        overlap = Overlap.SET_APART if is_clear else Overlap.SAME_UNCLEAR
     cells = 0
     if overlap is Overlap.OTHER_HOLDS_THEM:
         cells = cells_kept
@@ -128,48 +154,11 @@ def seen_in_training(
     statement = overlap.sentence.format(
         both=len(both),
         tested=len({same_subject(name, subject) for subject in tested} - {""}),
-        title=metrics.get("data", {}).get("title"),
+        title=metrics.data.title,
         cells=cells,
         of=len(cell_ids),
     )
     return Seen(overlap, both, cells, statement)
-
-
-# Which facts lead to which overlap: the first row decides all of whose facts hold. A fact that a row does not name may
-# be either way.
-_DECISIONS: tuple[tuple[Overlap, dict[str, bool]], ...] = (
-    (Overlap.NOT_RECORDED, {"recorded": False}),
-    (Overlap.SUBJECTS, {"shares subjects": True}),
-    (Overlap.OTHER_HOLDS_THEM, {"same data": False, "holds cells": True}),
-    (Overlap.OTHER_DATA, {"same data": False, "pixels compared": True, "earlier data clear": True}),
-    (Overlap.OTHER_UNCLEAR, {"same data": False}),
-    (Overlap.OTHER_SUBJECTS, {"subjects named": True, "every subject named": True, "earlier data clear": True}),
-    (Overlap.SAME_UNCLEAR, {"subjects named": True}),
-    (Overlap.SAME_DATA, {"set apart": False}),
-    (Overlap.SET_APART, {"earlier data clear": True}),
-    (Overlap.SAME_UNCLEAR, {}),
-)
-
-
-def _decide(facts: Mapping[str, bool]) -> Overlap:
-    """The overlap of the first row of `_DECISIONS` that fits these facts."""
-    return next(overlap for overlap, row in _DECISIONS if row.items() <= facts.items())
-
-
-def _split_fingerprints(metrics: Mapping[str, Any]) -> set[str | None]:
-    """Fingerprints of the splits that a release was trained and tested with, and of their test sides."""
-    splits = [block["split"] for block in metrics.get("evaluations", ())]
-    return {split.get(key) for split in splits for key in ("fingerprint", "test_fingerprint")}
-
-
-def _may_hide_cells(trainings: Sequence[Mapping[str, Any]], data: LoadedCells) -> bool:
-    """Whether an earlier training was on other class folders than these.
-
-    Two sets of class folders may number their subjects alike, or share cells under other names.
-    """
-    if source_of(data) != "imagefolder":
-        return False
-    return any(training["name"] == "imagefolder" and not same_cells(training, data) for training in trainings[1:])
 
 
 def seen_of(
@@ -178,8 +167,7 @@ def seen_of(
     """Determine which of some framed cells a release was trained on, as `seen_in_training`."""
     rows = cells.rows(cell_ids)
     return seen_in_training(
-        release.metrics,
-        KnownCells.of_release(release.folder),
+        release,
         cells.data,
         {cells.subjects[row] for row in rows},
         cell_ids,
@@ -188,29 +176,13 @@ def seen_of(
     )
 
 
-def trainings_of(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List the trainings behind a release: its own, then those of the releases it was fine-tuned from.
-
-    Each has the name, fingerprint and unit of its data, and its subjects. [] where metrics.json says nothing of them.
-    """
-    training = metrics.get("training")
-    if not training:
-        return []
-    data = metrics.get("data", {})
-    own = {key: data.get(key) for key in ("name", "fingerprint", "unit")}
-    # A copy on the Hub holds the same subjects, called the same.
-    own["name"] = data.get("copy_of") or own["name"]
-    own["subjects"] = training.get("subjects", [])
-    return [own, *training.get("started_from", {}).get("seen", [])]
-
-
-def same_cells(training: Mapping[str, Any], data: LoadedCells) -> bool:
+def same_cells(training: PastTraining, data: LoadedCells) -> bool:
     """True where it was trained on this data set, or a part of it."""
-    if training["fingerprint"] == data.fingerprint:
+    if training.fingerprint == data.fingerprint:
         return True
     source = source_of(data)
     # All class folders are called imagefolder: their name says nothing.
-    return source != "imagefolder" and training["name"] == source
+    return source != "imagefolder" and training.name == source
 
 
 def source_of(data: LoadedCells) -> str:
@@ -218,49 +190,28 @@ def source_of(data: LoadedCells) -> str:
     return data.info.copy_of or data.info.name
 
 
-@dataclass(frozen=True)
-class KnownCells:
-    """Cells that a release keeps predictions of.
-
-    Attributes:
-        names: file names without folder and suffix; names too short to identify a cell are left out.
-        hashes: `pixel_hash` of each; empty where the release keeps none.
-    """
-
-    names: frozenset[str] = frozenset()
-    hashes: frozenset[str] = frozenset()
-
-    @classmethod
-    def of_release(cls, folder: Path | None) -> KnownCells:
-        """Read the names and hashes in a release's predictions; nothing where it has none."""
-        names: set[str] = set()
-        hashes: set[str] = set()
-        if folder is None:
-            return cls()
-        for path in sorted(folder.glob(f"{PREDICTIONS_FOLDER}/*.parquet")):
-            table = pq.read_table(path)
-            names |= set(_names(table["cell_id"].to_pylist()))
-            if "pixel_hash" in table.column_names:
-                hashes |= set(table["pixel_hash"].to_pylist()) - {""}
-        return cls(frozenset(names), frozenset(hashes))
-
-    def among(self, cell_ids: Sequence[str], hashes: Sequence[str] | None) -> int:
-        """Count how many of these cells are known, by name or by pixels."""
-        pixels = hashes or [""] * len(cell_ids)
-        return sum(
-            hash_ in self.hashes or not self.names.isdisjoint(_names([cell]))
-            for cell, hash_ in zip(cell_ids, pixels, strict=True)
-        )
+def _known_cells(folder: Path | None) -> tuple[set[str], set[str]]:
+    """Names, as of `_name`, and pixel hashes of the cells that a release keeps predictions of."""
+    names: set[str] = set()
+    hashes: set[str] = set()
+    if folder is None:
+        return names, hashes
+    for path in folder.glob(f"{PREDICTIONS_FOLDER}/*.parquet"):
+        table = pq.read_table(path)
+        names.update(map(_name, table["cell_id"].to_pylist()))
+        if "pixel_hash" in table.column_names:
+            hashes.update(table["pixel_hash"].to_pylist())
+    return names - {""}, hashes - {""}
 
 
-def same_subject(dataset: str, subject: str) -> str | Decimal:
+def same_subject(dataset: str, subject: str) -> tuple[str, ...]:
     """Return a key that is equal for all aliases and spellings of a subject, such as `12` and `12.0`, in a data set."""
     if dataset in DATASETS:
         subject = DATASETS[dataset].canonical_subject(subject)
     return subject_key(subject)
 
 
-def _names(cell_ids: Iterable[str]) -> list[str]:
-    """File names without folder and suffix, of those long enough to identify a cell."""
-    stems = [PurePosixPath(cell).stem for cell in cell_ids]
-    return [stem for stem in stems if len(stem) >= _MIN_NAME_LENGTH]
+def _name(cell_id: str) -> str:
+    """A file name without folder and suffix; "" for one too short to identify a cell."""
+    stem = PurePosixPath(cell_id).stem
+    return stem if len(stem) >= _MIN_NAME_LENGTH else ""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leukoscope import DataError
 from leukoscope.files import atomic_file
+
+# With one entry per cell
+_COLUMNS = ("cell_ids", "subjects", "references", "probabilities", "areas", "pixel_hashes", "folds", "outcomes")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class CellPredictions:
         pixel_hashes: `pixel_hash` of each cell's decoded image; None where they were not computed.
         folds: (N,) int, the fold of a cross-validation whose network predicted the cell; None where one network
             predicted all.
+        outcomes: what `leukoscope predict` answers for each cell: a class, or why there is none; None where only
+            probabilities were computed.
+        left_out: one line per cell that could not be predicted.
     """
 
     cell_ids: tuple[str, ...]
@@ -40,6 +48,8 @@ class CellPredictions:
     areas: np.ndarray | None = None
     pixel_hashes: tuple[str, ...] | None = None
     folds: np.ndarray | None = None
+    outcomes: tuple[str, ...] | None = None
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.cell_ids)) != len(self.cell_ids):
@@ -53,7 +63,7 @@ class CellPredictions:
         if "" in self.subjects:
             raise DataError(
                 f"cell {self.cell_ids[self.subjects.index('')]}: its subject is not known; {why}: give "
-                "--subject_pattern or --labels"
+                "--subject_pattern, --subject_folders or --labels"
             )
 
     @property
@@ -86,10 +96,8 @@ class CellPredictions:
     @property
     def subject_classes(self) -> dict[str, int]:
         """Each subject, in the order of their names → the class of most of its cells; of equally many, the first."""
-        names, unit_of_cell = np.unique(self.subjects, return_inverse=True)
-        cells = np.zeros((len(names), len(self.label_names)), dtype=int)
-        np.add.at(cells, (unit_of_cell, self.references), 1)
-        return dict(zip(names.tolist(), cells.argmax(axis=1).tolist(), strict=True))
+        classes = pd.crosstab(np.asarray(self.subjects), self.references).idxmax(axis=1)
+        return {str(subject): int(number) for subject, number in classes.items()}
 
     @property
     def equal_size_strata(self) -> np.ndarray | None:
@@ -105,18 +113,14 @@ class CellPredictions:
     def take(self, rows: np.ndarray | Sequence[int]) -> CellPredictions:
         """Return the predictions of some rows, in the order given."""
         chosen = np.asarray(rows, dtype=int)
-        hashes = None
-        if self.pixel_hashes is not None:
-            hashes = tuple(self.pixel_hashes[row] for row in chosen)
-        return CellPredictions(
-            tuple(self.cell_ids[row] for row in chosen),
-            tuple(self.subjects[row] for row in chosen),
-            self.references[chosen],
-            self.probabilities[chosen],
-            self.label_names,
-            _rows_of(self.areas, chosen),
-            hashes,
-            _rows_of(self.folds, chosen),
+        return replace(self, **{name: _rows_of(getattr(self, name), chosen) for name in _COLUMNS})
+
+    def with_labels(self, labels: Sequence[str]) -> CellPredictions:
+        """Return the same predictions with the classes in this order."""
+        order = [self.label_names.index(label) for label in labels]
+        references = np.argsort(order)[self.references]
+        return replace(
+            self, references=references, probabilities=self.probabilities[:, order], label_names=tuple(labels)
         )
 
     def save(self, path: Path) -> None:
@@ -136,54 +140,39 @@ class CellPredictions:
     @classmethod
     def load(cls, path: Path) -> CellPredictions:
         """Read a file that `save` wrote."""
-        columns = pq.read_table(path).to_pydict()
-        names = tuple(c.removeprefix("p_") for c in columns if c.startswith("p_"))
-        hashes = None
-        if "pixel_hash" in columns:
-            hashes = tuple(columns["pixel_hash"])
+        columns = {name: np.asarray(entries) for name, entries in pq.read_table(path).to_pydict().items()}
+        names = tuple(name.removeprefix("p_") for name in columns if name.startswith("p_"))
+        hashes = columns.get("pixel_hash")
         return cls(
-            tuple(columns["cell_id"]),
-            tuple(columns["subject"]),
+            tuple(columns["cell_id"].tolist()),
+            tuple(columns["subject"].tolist()),
             np.asarray([names.index(label) for label in columns["label"]]),
-            np.stack([np.asarray(columns[f"p_{name}"]) for name in names], axis=1),
+            np.stack([columns[f"p_{name}"] for name in names], axis=1),
             names,
-            _array_of(columns.get("area")),
-            hashes,
-            _array_of(columns.get("fold")),
+            areas=columns.get("area"),
+            pixel_hashes=None if hashes is None else tuple(hashes.tolist()),
+            folds=columns.get("fold"),
         )
 
 
-def _rows_of(column: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
-    """Some rows of a column; None where there is no such column."""
-    if column is None:
-        return None
-    return column[rows]
-
-
-def _array_of(column: list[float] | None) -> np.ndarray | None:
-    """A column as an array; None where there is no such column."""
-    if column is None:
-        return None
-    return np.asarray(column)
+def _rows_of(column: Any, rows: np.ndarray) -> Any:
+    """Some rows of a column, an array or a tuple; None where there is no such column."""
+    if isinstance(column, tuple):
+        return tuple(column[row] for row in rows)
+    return None if column is None else column[rows]
 
 
 def pooled(parts: Sequence[CellPredictions]) -> CellPredictions:
     """Concatenate the predictions of the folds of a cross-validation, in their order."""
-    areas = [p.areas for p in parts if p.areas is not None]
-    hashes = [p.pixel_hashes for p in parts if p.pixel_hashes is not None]
-    all_areas = None
-    if len(areas) == len(parts):
-        all_areas = np.concatenate(areas)
-    all_hashes = None
-    if len(hashes) == len(parts):
-        all_hashes = tuple(chain.from_iterable(hashes))
-    return CellPredictions(
-        tuple(c for p in parts for c in p.cell_ids),
-        tuple(s for p in parts for s in p.subjects),
-        np.concatenate([p.references for p in parts]),
-        np.concatenate([p.probabilities for p in parts]),
-        parts[0].label_names,
-        all_areas,
-        all_hashes,
-        np.repeat(np.arange(len(parts)), [len(p.cell_ids) for p in parts]),
-    )
+    columns: dict[str, Any] = {}
+    for name in _COLUMNS:
+        of_parts = [getattr(part, name) for part in parts]
+        if any(column is None for column in of_parts):
+            columns[name] = None
+        elif isinstance(of_parts[0], tuple):
+            columns[name] = tuple(chain.from_iterable(of_parts))
+        else:
+            columns[name] = np.concatenate(of_parts)
+    columns["folds"] = np.repeat(np.arange(len(parts)), [len(part.cell_ids) for part in parts])
+    columns["left_out"] = tuple(line for part in parts for line in part.left_out)
+    return replace(parts[0], **columns)

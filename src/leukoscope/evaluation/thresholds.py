@@ -6,23 +6,15 @@ temperature and the threshold fitted on all other subjects, and intervals resamp
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from leukoscope.evaluation.bootstrap import BootstrapSamples, bootstrap_subjects
-from leukoscope.evaluation.calibration import (
-    OUT_OF_FOLD,
-    LeftOut,
-    calibrated,
-    cross_fitted,
-    leave_one_subject_out,
-    own_thresholds,
-    shipped_temperature,
-    who_fitted,
-)
+from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibrated, cross_fitted, shipped_temperature, who_fitted
 from leukoscope.evaluation.predictions import CellPredictions
+from leukoscope.models.metrics import Decisions
 
 TARGET_RISK = 0.10
 """Share of the given classes that may be wrong at the default threshold, cells weighing by `fit_weights`."""
@@ -31,35 +23,28 @@ LEAST_COVERAGE = 0.20
 
 
 def decision_block(
-    predictions: CellPredictions,
-    *,
-    estimates: str = OUT_OF_FOLD,
-    unit: str = "subject",
-    left_out: tuple[LeftOut, ...] = (),
-) -> dict[str, Any]:
+    predictions: CellPredictions, held_out: Mapping[str, float], *, estimates: str = OUT_OF_FOLD, unit: str = "subject"
+) -> Decisions:
     """Make the "decisions" block of metrics.json; thresholds apply to the probabilities of the calibrated release.
 
     Args:
         predictions: out-of-fold, subject-disjoint and not yet calibrated.
-        estimates, unit, left_out: as for `calibration_block`.
-
-    Raises:
-        LeukoscopeError: as `leave_one_subject_out`.
+        held_out, estimates, unit: as for `calibration_block`.
     """
-    left_out = left_out or leave_one_subject_out(predictions)
     boot = bootstrap_subjects(predictions)
-    if shipped_temperature(predictions, left_out) == 1:
+    if shipped_temperature(predictions, held_out) == 1:
         # The release is not scaled, so no subject's cells are scaled either.
-        left_out = tuple(replace(subject, temperature=1.0) for subject in left_out)
-    return {
+        held_out = dict.fromkeys(held_out, 1.0)
+    block = {
         "estimates": estimates,
         "fitted_on": who_fitted(predictions),
         "judged_on": f"each {unit} with the temperature and thresholds fitted on all other {unit}s",
-        "abstention": abstention(predictions, left_out, boot),
+        "abstention": abstention(predictions, held_out, boot),
     }
+    return Decisions.model_validate(block)
 
 
-def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot: BootstrapSamples) -> dict[str, Any]:
+def abstention(predictions: CellPredictions, held_out: Mapping[str, float], boot: BootstrapSamples) -> dict[str, Any]:
     """Measure selective prediction (El-Yaniv & Wiener 2010) and fit a default threshold.
 
     No class is given where the largest calibrated probability lies below the threshold: the lowest one at which no
@@ -70,13 +55,16 @@ def abstention(predictions: CellPredictions, left_out: tuple[LeftOut, ...], boot
         and risk (share of these that is wrong), over cells and `…_by_subject`, overall and by class, with intervals.
         Overall `…_by_subject` weighs cells by `fit_weights`.
     """
-    temperature = shipped_temperature(predictions, left_out)
-    shipped = calibrated(predictions, temperature)
-    held_out = cross_fitted(predictions, left_out)
-    own = own_thresholds(predictions, left_out, _risk_rule)
+    shipped = calibrated(predictions, shipped_temperature(predictions, held_out))
+    scaled = cross_fitted(predictions, held_out)
+    subjects = np.asarray(predictions.subjects)
+    own = np.zeros(len(subjects))
+    for subject, temperature in held_out.items():
+        others = predictions.take(np.flatnonzero(subjects != subject))
+        own[subjects == subject] = _risk_rule(calibrated(others, temperature))
     even = predictions.fit_weights
-    is_decided = held_out.probabilities.max(axis=1) >= own
-    wrong = held_out.predicted != held_out.references
+    is_decided = scaled.probabilities.max(axis=1) >= own
+    wrong = scaled.predicted != scaled.references
 
     def selective(cells: np.ndarray, of_class: int | None = None) -> dict[str, Any]:
         shares: dict[str, Any] = {}

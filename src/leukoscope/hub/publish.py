@@ -11,6 +11,7 @@ import shlex
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,11 +33,11 @@ from huggingface_hub.utils import validate_repo_id
 from leukoscope import ReleaseError
 from leukoscope.files import disk_errors
 from leukoscope.models.hub_download import HubUnreachable, hub_model_info
+from leukoscope.models.metrics import METRICS_FILE
 from leukoscope.models.release import (
     CARD_FILE,
     CONFIG_FILE,
     FIGURES_FOLDER,
-    METRICS_FILE,
     OOD_FILE,
     PREDICTIONS_FOLDER,
     WEIGHTS_FILE,
@@ -62,7 +63,7 @@ class Destination:
         revision: the branch, made where it does not exist; "" for the main one.
         private: whether a new repository is private.
         tag: a name for the published version that stays with it, like "v1"; "" for none.
-        sdk: what runs a Space; a new one of Gradio runs on ZeroGPU.
+        sdk: what runs a Space, "" for what is none; a new one of Gradio runs on ZeroGPU.
     """
 
     id: str
@@ -70,7 +71,7 @@ class Destination:
     private: bool = False
     tag: str = ""
     kind: Literal["model", "dataset", "space"] = "model"
-    sdk: Literal["gradio", "static"] = "gradio"
+    sdk: Literal["gradio", "static", ""] = ""
 
     def require_usable(self) -> None:
         """Refuse, without asking the Hub, what is no Hub id, and a missing token."""
@@ -79,10 +80,9 @@ class Destination:
                 raise HFValidationError
             validate_repo_id(self.id)
         except HFValidationError:
-            flag = {"model": "--hub_model_id ", "dataset": "", "space": "--push "}[self.kind]
             raise ReleaseError(
-                f"{flag}{self.id}: give the repository to publish to as owner/name (letters, "
-                "digits, - _ and ., at most 96 in all)"
+                f"{self.id!r}: give the repository to publish to as owner/name (letters, digits, - _ and ., at most 96 "
+                "in all)"
             ) from None
         if get_token() is None:
             raise ReleaseError(f"{self.id}: no Hub token found; run `hf auth login` or set HF_TOKEN")
@@ -90,18 +90,14 @@ class Destination:
 
 @dataclass(frozen=True)
 class Published:
-    """Result of a push: a page, the commit published there, and whether anything was new."""
+    """Result of a push: a page, and the commit published there."""
 
     address: str
     commit: str
-    is_new: bool
 
     def __str__(self) -> str:
         """One line for the terminal."""
-        note = "; these files were there already, nothing was sent"
-        if self.is_new:
-            note = ""
-        return f"{self.address} (commit {self.commit[:12]}{note})"
+        return f"{self.address} (commit {self.commit[:12]})"
 
 
 def check_can_publish(to: Destination) -> None:
@@ -113,20 +109,10 @@ def check_can_publish(to: Destination) -> None:
     """
     to.require_usable()
     try:
-        hub_model_info(to.id)
-    except HubUnreachable:
-        or_else = ""
-        if to.kind == "model":
-            or_else = ", or train without --push_to_hub"
-        raise ReleaseError(
-            f"{to.id}: the Hub cannot be reached; check the network (and HF_HUB_OFFLINE){or_else}"
-        ) from None
-    except HfHubHTTPError:
-        pass  # the repository may not exist yet
-    api = HfApi()
-    try:
-        _require_access(api, to)
-    except (HTTPError, OSError) as error:
+        with suppress(HfHubHTTPError):  # the repository may not exist yet
+            hub_model_info(to.id)  # gives up soon where the Hub is silent
+        _require_access(HfApi(), to)
+    except (HTTPError, OSError, HubUnreachable) as error:
         raise ReleaseError(f"{to.id}: {reason(error)}") from None
 
 
@@ -183,12 +169,11 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
     """
     api = HfApi()
     what = {"model": "release", "dataset": "data set", "space": "Space"}[to.kind]
-
+    revision = to.revision or None
     try:
         _require_access(api, to)
         if to.revision:
             api.create_branch(to.id, branch=to.revision, repo_type=to.kind, exist_ok=True)
-        before = api.repo_info(to.id, revision=to.revision or None, repo_type=to.kind).sha
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
             commit = api.upload_folder(
@@ -196,7 +181,7 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
                 folder_path=folder,
                 commit_message=f"Publish {what}",
                 repo_type=to.kind,
-                revision=to.revision or None,
+                revision=revision,
                 delete_patterns=list(replaces),
             )
         if to.tag:
@@ -204,11 +189,10 @@ def upload(folder: Path, to: Destination, *, replaces: Sequence[str], hint: str)
     # The client wraps what happens to an upload in RuntimeError, and what the Hub minds in a card in ValueError.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise ReleaseError(f"{to.id}: publishing failed: {reason(error)}. {hint}") from None
-    kind = "" if to.kind == "model" else f"{to.kind}s/"
-    page = f"{api.endpoint}/{kind}{to.id}"
+    page = str(commit.repo_url)
     if to.revision:
         page += f"/tree/{to.revision}"
-    return Published(page, commit.oid, is_new=commit.oid != before)
+    return Published(page, commit.oid)
 
 
 def _require_access(api: HfApi, to: Destination) -> None:
@@ -221,8 +205,8 @@ def _require_access(api: HfApi, to: Destination) -> None:
     api.create_repo(
         to.id,
         repo_type=to.kind,
-        space_sdk=to.sdk if to.kind == "space" else None,
-        space_hardware=SpaceHardware.ZERO_A10G if (to.kind, to.sdk) == ("space", "gradio") else None,
+        space_sdk=to.sdk or None,
+        space_hardware=SpaceHardware.ZERO_A10G if to.sdk == "gradio" else None,
         private=to.private or None,  # unless a flag says it, an organisation's own default decides who sees it
         exist_ok=True,
     )
@@ -232,46 +216,37 @@ def _require_access(api: HfApi, to: Destination) -> None:
         raise PermissionError(
             f"this {to.kind} is public already; leave out the flag for a private one, or name another repository"
         )
-    tags = []
-    if to.tag:
-        tags = api.list_repo_refs(to.id, repo_type=to.kind).tags
-    commit = next((tag.target_commit for tag in tags if tag.name == to.tag), "")
-    if commit:
-        raise ReleaseError(
-            f"{to.id}: has the tag {to.tag} already (commit {commit[:12]}), and tags are not moved; name another one"
-        )
+    if to.tag and to.tag in {tag.name for tag in api.list_repo_refs(to.id, repo_type=to.kind).tags}:
+        raise ReleaseError(f"{to.id}: has the tag {to.tag} already, and tags are not moved; name another one")
 
 
 def reason(error: Exception) -> str:
     """What went wrong and what to do about it, in one line."""
-    # An upload's own error names the file, what happened to it is its cause.
-    cause = None
-    if isinstance(error, RuntimeError):
-        cause = error.__cause__
-    if isinstance(cause, Exception):
-        return f"{str(error).rstrip('.')} ({reason(cause)})"
-    if not isinstance(error, HfHubHTTPError):
-        text = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
-        is_plain = isinstance(error, ValueError | PermissionError)
-        if is_plain:
-            return text
-        return f"the Hub does not answer ({text}); try again"
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such revision; name another one"
     if isinstance(error, RepositoryNotFoundError):
         return "the Hub has no such repository, or none that your token may see; check the name and the token"
-    status = error.response.status_code
-    lines = (error.server_message or "").strip().splitlines()
+    if isinstance(error, HfHubHTTPError):
+        return _reason_of_status(error.response.status_code, (error.server_message or "").strip().partition("\n")[0])
+    sentence = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return f"{sentence} ({reason(error.__cause__)})"  # an upload names the file, its cause what happened to it
+    if isinstance(error, ValueError | PermissionError):
+        return sentence
+    return f"the Hub does not answer ({sentence}); try again"
+
+
+def _reason_of_status(status: int, message: str) -> str:
+    """An HTTP status of the Hub and its first line, with what to do about it."""
+    by_hub = f" (the Hub: {message.rstrip('.')})" if message else ""
     if status == 401:
         return "the Hub does not accept your token; run `hf auth login` or set HF_TOKEN to a valid one"
     if status in (403, 404):
-        if not lines:
-            return _MAY_NOT_WRITE
-        return f"{_MAY_NOT_WRITE} (the Hub: {lines[0].rstrip('.')})"
+        return f"{_MAY_NOT_WRITE}{by_hub}"
     if status == 429:
         return "the Hub asks for a pause (HTTP 429); try again later"
-    if status < 500 and lines:
-        return f"the Hub refuses it (HTTP {status}: {lines[0].rstrip('.')})"
+    if status < 500 and message:
+        return f"the Hub refuses it (HTTP {status}: {message.rstrip('.')})"
     return f"the Hub fails (HTTP {status}); try again"
 
 
@@ -281,11 +256,7 @@ RELEASE_PATTERNS = (
     f"{PREDICTIONS_FOLDER}/*.parquet",
 )
 # What a column of predictions may be called, and its type.
-_COLUMNS = (
-    ("cell_id|subject|label|pixel_hash", "string"),
-    ("p_.*|area", "halffloat|float|double"),
-    ("fold", r"u?int\d+"),
-)
+_COLUMNS = ("(cell_id|subject|label|pixel_hash) string", "(p_.*|area) (halffloat|float|double)", r"fold u?int\d+")
 
 
 def release_contents(release: Path) -> dict[str, Path]:
@@ -294,29 +265,20 @@ def release_contents(release: Path) -> dict[str, Path]:
     Raises:
         LeukoscopeError: a missing file, or predictions that hold more than predictions.
     """
-    files = {name: path for name, path in _files(release).items() if is_release_file(name)}
-    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE) if name not in files]
-    if missing:
-        raise ReleaseError(f"{release}: has no {missing[0]}; give the folder of a release")
+    paths = {path.relative_to(release).as_posix(): path for path in sorted(release.rglob("*")) if path.is_file()}
+    files = {name: path for name, path in paths.items() if is_release_file(name)}
+    for name in (CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE):
+        if name not in files:
+            raise ReleaseError(f"{release}: has no {name}; give the folder of a release")
     for path in files.values():
         if path.suffix == ".parquet":
             _require_predictions_only(path)
     return files
 
 
-def unpublished_files(release: Path) -> list[str]:
-    """Files in the folder that are no part of a release, and are not published."""
-    return [name for name in _files(release) if not is_release_file(name)]
-
-
 def is_release_file(name: str) -> bool:
     """Whether a path in a repository is one that a release may have; files of other kinds are never deleted."""
     return any(fnmatchcase(name, pattern) for pattern in RELEASE_PATTERNS)
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Every file of a folder and its sub-folders: relative path → file."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _require_predictions_only(path: Path) -> None:
@@ -325,14 +287,12 @@ def _require_predictions_only(path: Path) -> None:
     except (OSError, pa.ArrowException) as error:
         raise ReleaseError(f"{path}: cannot be read ({error}); make the release again") from None
     for column in schema:
-        fits = any(
-            re.fullmatch(names, column.name) and re.fullmatch(kinds, str(column.type)) for names, kinds in _COLUMNS
-        )
-        if fits and column.name == "pixel_hash":
+        is_prediction = any(re.fullmatch(names, f"{column.name} {column.type}") for names in _COLUMNS)
+        if is_prediction and column.name == "pixel_hash":
             # Nothing longer than a hash: a column of that name may not hold pixels.
             hashes = pq.read_table(path)["pixel_hash"].to_pylist()
-            fits = all(re.fullmatch(r"[0-9a-f]{16}|", value or "") for value in hashes)
-        if not fits:
+            is_prediction = all(re.fullmatch(r"[0-9a-f]{16}|", text or "") for text in hashes)
+        if not is_prediction:
             raise ReleaseError(
                 f"{path}: column {column.name} ({column.type}) is not a prediction; only cell ids, subjects, labels, "
                 "areas, folds, hashes and probabilities are published — remove it"

@@ -85,14 +85,9 @@ def share_on_cell(heatmap: np.ndarray, pixels: np.ndarray) -> float | None:
     cell = foreground(pixels)
     if float(heatmap.sum()) <= 0 or not cell.any() or (~cell).mean() < BLACK_SHARE:
         return None
-    return share_within(heatmap, cell)
-
-
-def share_within(heatmap: np.ndarray, region: np.ndarray) -> float:
-    """Compute the share, 0–1, of a map's sum (h, w) that lies in a region (H, W) bool of what the network saw."""
-    height, width = region.shape
+    height, width = cell.shape
     spread = np.asarray(Image.fromarray(heatmap.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
-    return float(spread[region].sum()) / float(spread.sum())
+    return float(spread[cell].sum()) / float(spread.sum())
 
 
 def overlay(
@@ -116,27 +111,17 @@ def overlay(
         opacity: how much the hottest point is covered, 0–1.
         peak: the evidence shown hottest; its own maximum when None. Give classes one peak to compare them.
     """
-    left, top, right, bottom = view_box
-    columns = slice(max(0, round(left)), min(image.width, round(right)))
-    rows = slice(max(0, round(top)), min(image.height, round(bottom)))
-    height, width = evidence.shape
-    # The same rectangle within the view, in pixels of the picture, then in those of the map.
-    in_view = np.array([columns.start - left, rows.start - top, columns.stop - left, rows.stop - top])
-    in_map = in_view * np.tile([width / (right - left), height / (bottom - top)], 2)
-    x0, y0, x1, y1 = np.clip(in_map, 0, [width, height, width, height]).tolist()
-
+    left, top, right, bottom = map(round, view_box)
     if peak is None:
         peak = float(evidence.max())
     warmth = np.clip(evidence / peak, 0, 1) if peak > 0 else np.zeros_like(evidence)
-    size = (columns.stop - columns.start, rows.stop - rows.start)
-    enlarged = Image.fromarray(warmth.astype(np.float32)).resize(size, Image.Resampling.BILINEAR, (x0, y0, x1, y1))
-    warmth = np.clip(np.asarray(enlarged), 0, 1)
-
+    size = (right - left, bottom - top)
+    warmth = np.asarray(Image.fromarray(warmth.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
     colours = Image.fromarray(np.rint(warmth * 255).astype(np.uint8))
     colours.putpalette(map_colours(256).tobytes())
     cover = Image.fromarray(np.rint(opacity * np.clip(2 * warmth, 0, 1) * 255).astype(np.uint8))
     drawn = image.convert("L").convert("RGB")
-    drawn.paste(colours.convert("RGB"), (columns.start, rows.start), cover)
+    drawn.paste(colours.convert("RGB"), (left, top), cover)
     cell = foreground(np.asarray(image.convert("RGB")))
     if cell.any() and (~cell).mean() >= BLACK_SHARE:
         # Eroded by a square, one axis after the other: scipy would take longer to import than a map to draw.
@@ -146,8 +131,8 @@ def overlay(
         inner = reduce(np.logical_and, (padded[shift : shift + len(cell)] for shift in range(side)))
         inner = reduce(np.logical_and, (inner[:, shift : shift + cell.shape[1]] for shift in range(side)))
         drawn.paste(OUTLINE_RGB, mask=Image.fromarray(cell & ~inner))
-    if right - left <= image.width - 1 or bottom - top <= image.height - 1:
-        corners = (columns.start, rows.start, columns.stop - 1, rows.stop - 1)
+    if size[0] < image.width or size[1] < image.height:
+        corners = (max(0, left), max(0, top), min(right, image.width) - 1, min(bottom, image.height) - 1)
         ImageDraw.Draw(drawn).rectangle(corners, outline=FRAME_RGB, width=max(1, round(min(drawn.size) / 200)))
     return drawn
 

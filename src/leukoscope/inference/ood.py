@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from safetensors.numpy import save_file
 
 from leukoscope import DataError, ReleaseError
@@ -155,10 +154,10 @@ class OodDetector:
         statistics = np.stack([picture_statistics(picture) for picture in pixels])
         return (self.distances(statistics) / self.limit).astype(np.float32)
 
-    def group_distances(self, pixels: np.ndarray) -> dict[str, float]:
-        """Each of `STATISTIC_GROUPS` → how far it sets a picture (S, S, 3) apart, ≥ 0; about 1 for a training cell.
+    def farthest_group(self, pixels: np.ndarray) -> str:
+        """Return which of `STATISTIC_GROUPS` sets a picture (S, S, 3) apart most, for its number of statistics.
 
-        It is the Mahalanobis distance of the group's statistics, over the square root of their number.
+        Compared are the Mahalanobis distances of each group's statistics, over the square root of their number.
         """
         standard = (picture_statistics(pixels) - self.mean) / self.deviation
         distances = {}
@@ -166,19 +165,7 @@ class OodDetector:
             inverse = np.linalg.inv(self.correlation[columns, columns].astype(np.float64))
             squared = np.einsum("i,ij,j->", standard[columns], inverse, standard[columns])
             distances[name] = float(np.sqrt(squared / len(inverse)))
-        return distances
-
-    def farthest_group(self, pixels: np.ndarray) -> str:
-        """Return which of `STATISTIC_GROUPS` sets a picture (S, S, 3) apart most, for its number of statistics."""
-        distances = self.group_distances(pixels)
         return max(distances, key=distances.__getitem__)
-
-    def colour_excess(self, pixels: np.ndarray) -> np.ndarray:
-        """Where the colours of a picture (S, S, 3) are unusual: (64, 64) standard deviations beyond the first two."""
-        small = np.asarray(Image.fromarray(pixels).resize((64, 64), Image.Resampling.BOX))
-        # The first six statistics: mean optical density of each channel, and the logarithm of its deviation in a cell.
-        apart = np.abs(_OPTICAL_DENSITY[small] - self.mean[:3]) / np.exp(self.mean[3:6])
-        return np.where(foreground(small), np.maximum(apart.max(axis=-1) - 2, 0), 0).astype(np.float32)
 
     def save(self, path: Path) -> Path:
         """Write ood.safetensors, whole or not at all; an error where the disk refuses."""
@@ -200,17 +187,18 @@ class OodDetector:
             "limit": (),
         }
         arrays = {name: array.astype(np.float32) for name, array in read_arrays(path).items()}
-        wrong = sorted(arrays.keys() ^ shapes.keys()) or [
-            name for name, shape in shapes.items() if arrays[name].shape != shape or not np.isfinite(arrays[name]).all()
-        ]
-        if not wrong:
-            # With these no picture would be out of distribution.
-            wrong = [name for name in ("deviation", "limit") if (arrays[name] <= 0).any()]
-            if np.linalg.eigvalsh(arrays["correlation"].astype(np.float64))[0] <= 0:
-                wrong.append("correlation")
-        if wrong:
-            raise ReleaseError(f"{path}: is not an OOD detector or is damaged ({', '.join(wrong)}); restore it")
+        same_shapes = {name: array.shape for name, array in arrays.items()} == shapes
+        if not same_shapes or not _can_measure(cls(**arrays)):
+            raise ReleaseError(f"{path}: is not an OOD detector or is damaged; restore it")
         return cls(**arrays)
+
+
+def _can_measure(detector: OodDetector) -> bool:
+    """Whether distances are finite, and can exceed the limit."""
+    if not all(np.isfinite(getattr(detector, field.name)).all() for field in fields(detector)):
+        return False
+    smallest = np.linalg.eigvalsh(detector.correlation.astype(np.float64))[0]
+    return bool(min(detector.deviation.min(), detector.limit, smallest) > 0)
 
 
 def fit_detector(statistics: np.ndarray, subjects: Sequence[str]) -> tuple[OodDetector, np.ndarray]:

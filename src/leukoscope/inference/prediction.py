@@ -15,10 +15,9 @@ import numpy as np
 from PIL import Image
 
 from leukoscope import RESEARCH_NOTICE, ConfigError, ReleaseError
-from leukoscope.data.changes import BORDERLINE_CHANGES, Change
-from leukoscope.data.registry import trained_on
+from leukoscope.data.changes import Change
 from leukoscope.inference.gradcam import overlay
-from leukoscope.models.map_check import EVIDENCE_METHOD, MapCheck
+from leukoscope.models.metrics import EVIDENCE_METHOD, EvidenceScale, MapChecks, Metrics
 
 # Outcomes without a class; TOO_FEW_CELLS is a subject's.
 ABSTAIN = "abstain"
@@ -140,30 +139,28 @@ class Thresholds:
     Attributes:
         abstain_below: the largest probability under which no class is given, 0–1; None where it was not measured.
         least_on_cell: share of a map on the cell that 95 % of the cells measured exceed.
-        weak_evidence, strong_evidence: of a cell's strongest evidence for any class, one cell in twenty stays below the
-            first, and one in twenty exceeds the second, the upper end of the colour scale.
+        strong_evidence: what one cell in twenty exceeds with its strongest evidence for any class; the upper end of the
+            colour scale.
         picture_side: pixels a side of the training cells' pictures; None where they have no common side.
     """
 
     abstain_below: float | None = None
     least_on_cell: float | None = None
-    weak_evidence: float | None = None
     strong_evidence: float | None = None
     picture_side: int | None = None
 
     @classmethod
-    def from_metrics(cls, metrics: Mapping[str, Any]) -> Thresholds:
+    def from_metrics(cls, metrics: Metrics) -> Thresholds:
         """Read those of a release's metrics.json; empty where it has no "decisions"."""
-        abstention = (metrics.get("decisions") or {}).get("abstention") or {}
-        cells = trained_on(metrics)
-        scale = metrics.get("evidence_scale") or {}
-        if scale.get("method") != EVIDENCE_METHOD:
-            scale = {}
+        abstention = metrics.decisions and metrics.decisions.abstention
+        cells = metrics.dataset
+        scale = metrics.evidence_scale
+        if scale is None or scale.method != EVIDENCE_METHOD:
+            scale = EvidenceScale(p05=None, p95=None)
         return cls(
-            abstain_below=abstention["default"]["threshold"] if abstention else None,
-            least_on_cell=scale.get("on_cell_p05"),
-            weak_evidence=scale.get("p05"),
-            strong_evidence=scale.get("p95") or None,
+            abstain_below=abstention.default.threshold if abstention else None,
+            least_on_cell=scale.on_cell_p05,
+            strong_evidence=scale.p95 or None,
             picture_side=cells.picture_side if cells else None,
         )
 
@@ -258,7 +255,7 @@ class Prediction:
     peak: float | None = None
     pixel_hash: str = ""
     views: tuple[dict[str, float], ...] = ()
-    map_check: MapCheck = field(default_factory=MapCheck, repr=False)
+    map_check: MapChecks = field(default_factory=MapChecks, repr=False)
     changed: tuple[ChangedAnswer, ...] = field(default=(), repr=False)
 
     @property
@@ -272,36 +269,12 @@ class Prediction:
         return max(self.probabilities, key=self.probabilities.__getitem__)
 
     @property
-    def maps_passed(self) -> bool | None:
-        """Whether the release's maps passed their checks; None where they were not checked."""
-        return self.map_check.passed
-
-    @property
     def agreeing_views(self) -> int:
         """How many of the eight views have the most probable class of the upright view; 0 without `views`."""
         classes = [max(view, key=view.__getitem__) for view in self.views]
         return classes.count(classes[0]) if classes else 0
 
-    @property
-    def borderline(self) -> bool | None:
-        """Whether the outcome changes if the picture is 5 % brighter, darker, larger or smaller; None: unknown.
-
-        It is unknown without `changed`, and a picture that gets no class is not called borderline.
-        """
-        if not self.changed or self.decision.label is None:
-            return None
-        return bool(self.borderline_changes)
-
-    @property
-    def borderline_changes(self) -> list[Change]:
-        """The changes of 5 % that change the outcome."""
-        return [
-            answer.change
-            for answer in self.changed
-            if answer.change in BORDERLINE_CHANGES and answer.decision.outcome != self.outcome
-        ]
-
-    def overlay(self, label: str | None = None, *, opacity: float = 0.5, peak: float | None = None) -> Image.Image:
+    def overlay(self, label: str | None = None, *, peak: float | None = None) -> Image.Image:
         """Draw a class's Grad-CAM map, by default of the most probable one, over the upright picture, as `overlay`.
 
         Args:
@@ -321,7 +294,7 @@ class Prediction:
             raise ConfigError(f"{self.source}: label {label!r} is unknown; name one of {', '.join(self.heatmaps)}")
         if peak is None:
             peak = max(float(heatmap.evidence.max()) for heatmap in self.heatmaps.values())
-        return overlay(self.picture, self.heatmaps[label].evidence, self.view_box, opacity=opacity, peak=peak)
+        return overlay(self.picture, self.heatmaps[label].evidence, self.view_box, peak=peak)
 
     def in_field(self, share: float | None, thresholds: Thresholds) -> Prediction:
         """Decide again for a cell of a field, of whose cells this share (0–1, None: unknown) is in distribution."""
@@ -337,7 +310,6 @@ class Prediction:
             "ood_score": self.checks.ood_score,
             "disagreement": self.checks.disagreement,
             "agreeing_views": self.agreeing_views or None,
-            "borderline": self.borderline,
             "model": self.model,
             "revision": self.revision,
             "seconds": self.seconds,

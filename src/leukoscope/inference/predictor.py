@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
-import reprlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -26,7 +25,6 @@ from leukoscope import ConfigError, LeukoscopeError, ReleaseError
 from leukoscope.data.changes import most_telling
 from leukoscope.data.images import (
     FILLED_WITH,
-    EncodedImage,
     RgbColour,
     UnreadableImage,
     from_array,
@@ -37,8 +35,7 @@ from leukoscope.data.images import (
     to_rgb,
 )
 from leukoscope.inference.gradcam import share_on_cell
-from leukoscope.inference.graph import OpenVinoBackend, kept_graph
-from leukoscope.inference.occlusion import covering_maps
+from leukoscope.inference.graph import OpenVinoBackend, openvino_backend
 from leukoscope.inference.ood import OodDetector
 from leukoscope.inference.prediction import (
     NUM_VIEWS,
@@ -56,7 +53,6 @@ from leukoscope.inference.runtime import (
     AUTO_RUNTIME,
     F32,
     OPENVINO,
-    TORCH,
     NoGraph,
     Runtime,
     TorchBackend,
@@ -64,20 +60,15 @@ from leukoscope.inference.runtime import (
     torch_backend,
     usable_cores,
 )
-from leukoscope.models.map_check import EVIDENCE_METHOD, MAP_NAMES, OCCLUSION_METHOD
-from leukoscope.models.release import OOD_FILE, ROBUSTNESS_BLOCK, ReleaseInfo, local_release, read_release
+from leukoscope.models.release import OOD_FILE, ReleaseInfo, local_release, read_release
 
-if TYPE_CHECKING:
-    from leukoscope.models.weights import Release
-
-Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | EncodedImage | bytes | bytearray | memoryview
-_SINGLE = (str, os.PathLike, Image.Image, np.ndarray, EncodedImage, bytes, bytearray, memoryview)
+Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | bytes
+_SINGLE = (str, os.PathLike, Image.Image, np.ndarray, bytes)
 _PICTURES = "a path, a PIL image, a uint8 array, or the bytes of an image file"
 DEFAULT_BATCH_SIZE = 16
 _Opened: TypeAlias = tuple[str, Image.Image]  # a picture's path or name, and the picture, upright and in RGB
 _Waiting: TypeAlias = _Opened | UnreadableImage | Callable[[], _Opened | UnreadableImage]
 Backend: TypeAlias = TorchBackend | OpenVinoBackend
-_GRAPH_PAYS_OFF = 200  # cells that torch computes in about the time that the graph is made in
 _log = logging.getLogger("leukoscope")
 
 
@@ -93,22 +84,13 @@ def open_backend(release: ReleaseInfo, runtime: Runtime = Runtime()) -> Backend:
         if runtime.device != "cpu":
             raise ConfigError(f"backend {OPENVINO!r}: computes on the CPU only; leave out device {runtime.device!r}")
         require_package(OPENVINO)
-        return OpenVinoBackend(kept_graph(release), release, runtime.precision)
+        return openvino_backend(release, runtime.precision)
     if runtime.backend == AUTO_RUNTIME and runtime.device == "cpu" and find_spec(OPENVINO):
         try:
-            return OpenVinoBackend(kept_graph(release), release, runtime.precision)
+            return openvino_backend(release, runtime.precision)
         except NoGraph as reason:
             _log.warning("%s; torch is used", reason)
     return torch_backend(release, runtime)
-
-
-def float32_backend(release: Release, cells: int) -> Backend:
-    """Open the fastest backend to compute that many cells in float32 on the CPU: OpenVINO, or torch for few.
-
-    The release's folder, if it has one, holds the very weights of its network.
-    """
-    worthwhile = cells >= _GRAPH_PAYS_OFF and release.folder is not None
-    return open_backend(release, Runtime(AUTO_RUNTIME if worthwhile else TORCH, "cpu"))
 
 
 @dataclass(frozen=True)
@@ -123,22 +105,6 @@ class _Framed:
     upright: Image.Image | None  # only where it is to be explained: a batch of photographs would fill the memory
 
 
-class _Views(NamedTuple):
-    """What the network computes for V views of B pictures.
-
-    Attributes:
-        logits: (B, V, K).
-        finite: (B,) bool, whether all of a picture's logits are.
-        probabilities: (B, V, K).
-        maps: (B, K, h, w), ≥ 0, the mean over the views, turned back; None where there are none.
-    """
-
-    logits: np.ndarray
-    finite: np.ndarray
-    probabilities: np.ndarray
-    maps: np.ndarray | None
-
-
 class Predictor:
     """Predicts pictures with one release.
 
@@ -151,11 +117,6 @@ class Predictor:
     """
 
     def __init__(self, release: ReleaseInfo, runtime: Runtime = Runtime()):
-        if not isinstance(release, ReleaseInfo):
-            raise ConfigError(
-                f"Predictor({reprlib.repr(release)}): needs a release, not its name; give a folder or a Hub id to "
-                "Predictor.from_pretrained"
-            )
         self.release = release
         self.labels = release.labels
         self.backend = open_backend(release, runtime)
@@ -206,17 +167,11 @@ class Predictor:
 
     @overload  # a str is an iterable of str as well, which the checker minds
     def __call__(  # type: ignore[overload-overlap]
-        self, images: Picture, *, explain: bool = ..., tta: bool = ..., batch_size: int = ..., method: str = ...
+        self, images: Picture, *, explain: bool = ..., tta: bool = ..., batch_size: int = ...
     ) -> Prediction: ...
     @overload
     def __call__(
-        self,
-        images: Iterable[Picture],
-        *,
-        explain: bool = ...,
-        tta: bool = ...,
-        batch_size: int = ...,
-        method: str = ...,
+        self, images: Iterable[Picture], *, explain: bool = ..., tta: bool = ..., batch_size: int = ...
     ) -> list[Prediction]: ...
     def __call__(
         self,
@@ -225,28 +180,26 @@ class Predictor:
         explain: bool = False,
         tta: bool = False,
         batch_size: int = DEFAULT_BATCH_SIZE,
-        method: str = "",
     ) -> Prediction | list[Prediction]:
         """Predict one picture, or several in their order.
 
         Args:
-            images: a path, a PIL image, an (H, W, 3) uint8 array, the bytes of an image file or an `EncodedImage`; or
-                an iterable of those.
+            images: a path, a PIL image, an (H, W, 3) uint8 array, the bytes of an image file; or an iterable of
+                those.
             explain: add every class's map, the mean over the picture's eight dihedral views, turned back; and the
                 probabilities of each view. The decision stays that of the upright view. The picture is kept, so that
                 `Prediction.overlay` can draw it.
             tta: test-time augmentation: the probabilities are the mean over the eight views, and how far these
                 disagree is measured.
             batch_size: pictures that go through the network at once.
-            method: of the maps: "evidence" (Grad-CAM) or "occlusion" (by covering, one pass for each of some 30 places
-                more); "" for that of the release's own maps (`ReleaseInfo.map_method`).
 
         Raises:
-            ConfigError: neither a picture nor an iterable, or an unknown method.
+            ConfigError: neither a picture nor an iterable.
+            ReleaseError: the network computes numbers that are not finite.
             UnreadableImage: for the first picture that cannot be used.
         """
         predictions = []
-        for prediction in self.iter_predictions(images, explain=explain, tta=tta, batch_size=batch_size, method=method):
+        for prediction in self.iter_predictions(images, explain=explain, tta=tta, batch_size=batch_size):
             if isinstance(prediction, UnreadableImage):
                 raise prediction
             predictions.append(prediction)
@@ -261,7 +214,6 @@ class Predictor:
         explain: bool = False,
         tta: bool = False,
         batch_size: int = DEFAULT_BATCH_SIZE,
-        method: str = "",
     ) -> Iterator[Prediction | UnreadableImage]:
         """Predict pictures batch by batch; one that cannot be used has its error in its place.
 
@@ -275,28 +227,22 @@ class Predictor:
         # Of a mapping the keys would be taken, of an open file the lines.
         elif isinstance(images, Mapping) or hasattr(images, "read") or not isinstance(images, Iterable):
             raise ConfigError(f"images: are of type {type(images).__name__}; give {_PICTURES}; or an iterable of these")
-        method = self._map_method(method)
         pictures = _waiting_pictures(images, self.release.blank_rgb)
         frame = partial(self._frame, explain)
         # As many threads as there are cores: more only take turns with the network's.
         with ThreadPoolExecutor(usable_cores()) as pool:
             start = time.perf_counter()
-            batch = list(islice(pictures, batch_size))
-            if len(batch) == 1:  # a thread would cost more than it gains
-                framed = [frame(batch[0])]
-            else:
-                framed = list(pool.map(frame, batch))
+            framed = list(pool.map(frame, islice(pictures, batch_size)))
             while framed:
                 opening = pool.map(frame, list(islice(pictures, batch_size)))
-                yield from self._predict_framed(framed, explain, tta, method, start)
+                predictions = iter(self._predict(framed, explain, tta, start))
+                for cell in framed:
+                    if isinstance(cell, UnreadableImage):
+                        yield cell
+                    else:
+                        yield next(predictions)
                 start = time.perf_counter()
                 framed = list(opening)
-
-    def _map_method(self, method: str) -> str:
-        """The method of the maps to compute: `method` or, for "", the method of the release's own maps."""
-        if method and method not in MAP_NAMES:
-            raise ConfigError(f"method {method!r}: unknown; choose one of {', '.join(MAP_NAMES)}")
-        return method or self.release.map_method
 
     def _frame(self, keep: bool, picture: _Waiting) -> _Framed | UnreadableImage:
         """Open a picture, frame it, and check what can be checked before the network has seen it."""
@@ -326,44 +272,31 @@ class Predictor:
             upright=upright if keep else None,
         )
 
-    def _predict_framed(
-        self, framed: list[_Framed | UnreadableImage], explain: bool, tta: bool, method: str, start: float
-    ) -> Iterator[Prediction | UnreadableImage]:
-        """Predict a batch, in which a picture that could not be opened has its error."""
-        cells = [cell for cell in framed if isinstance(cell, _Framed)]
-        predictions: Iterator[Prediction | UnreadableImage] = iter(())
-        if cells:
-            predictions = iter(self._predict(cells, explain, tta, method, start))
-        for cell in framed:
-            if isinstance(cell, UnreadableImage):
-                yield cell
-            else:
-                yield next(predictions)
-
     def _predict(
-        self, cells: list[_Framed], explain: bool, tta: bool, method: str, start: float
-    ) -> list[Prediction | UnreadableImage]:
-        """Compute the cells, and with `explain` or `tta` their other views, and decide for each cell."""
+        self, framed: Sequence[_Framed | UnreadableImage], explain: bool, tta: bool, start: float
+    ) -> list[Prediction]:
+        """Compute what could be opened, with `explain` or `tta` its other views, and decide for each cell."""
+        cells = [cell for cell in framed if isinstance(cell, _Framed)]
+        if not cells:
+            return []
         all_views = explain or tta
         pixels = np.stack([cell.pixels for cell in cells])
-        views = self._compute_views(pixels, explain, NUM_VIEWS if all_views else 1)
-        shares = views.probabilities[:, 0]
+        by_view, maps = self._compute_views(pixels, explain, NUM_VIEWS if all_views else 1)
+        shares = by_view[:, 0]
         if tta:
-            shares = views.probabilities.mean(axis=1)
-        disagreements = disagreement(views.probabilities)
-        predictions: list[Prediction | UnreadableImage] = []
+            shares = by_view.mean(axis=1)
+        disagreements = disagreement(by_view)
+        predictions = []
         for number, cell in enumerate(cells):
-            if not views.finite[number]:
-                predictions.append(self._not_finite(cell.source))
-                continue
             checks = cell.checks
             if tta:
                 checks = replace(checks, disagreement=float(disagreements[number]))
             heatmaps = None
-            if views.maps is not None:
+            if maps is not None:
                 most_probable = shares[number].argmax()
-                checks = replace(checks, on_cell=share_on_cell(views.maps[number, most_probable], cell.pixels))
-                heatmaps = self._heatmaps(views.maps[number])
+                checks = replace(checks, on_cell=share_on_cell(maps[number, most_probable], cell.pixels))
+                # Copied: keeping one picture's maps must not keep those of its whole batch.
+                heatmaps = {label: HeatMap(maps[number, k].copy(), label) for k, label in enumerate(self.labels)}
             probabilities = self._named(shares[number])
             prediction = Prediction(
                 decision=self.thresholds.decide(probabilities, checks),
@@ -378,56 +311,30 @@ class Predictor:
                 picture=cell.upright,
                 peak=self.thresholds.strong_evidence if explain else None,
                 pixel_hash=cell.pixel_hash,
-                views=tuple(map(self._named, views.probabilities[number])) if all_views else (),
-                map_check=self.release.map_check_of(EVIDENCE_METHOD),
+                views=tuple(map(self._named, by_view[number])) if all_views else (),
+                map_check=self.release.map_check,
             )
-            if explain and method == OCCLUSION_METHOD:
-                predictions.append(self._covered(prediction, cell.pixels, views.logits[number, 0]))
-            else:
-                predictions.append(prediction)
+            predictions.append(prediction)
         return predictions
 
-    def _compute_views(self, pixels: np.ndarray, explain: bool, number: int) -> _Views:
-        """Compute the first views of pictures (B, S, S, 3), one view after the other.
+    def _compute_views(self, pixels: np.ndarray, explain: bool, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Compute the first V views of pictures (B, S, S, 3), one view after the other.
 
         Eight of one cell at once would leave the processor's cache, and the upright view has, to the last bit, the
         probabilities that it has alone.
+
+        Returns:
+            probabilities (B, V, K); and maps (B, K, h, w), ≥ 0, the mean over the views, turned back, or None.
         """
         outputs = [self.backend(turned(pixels, view), explain=explain) for view in range(number)]
         logits = np.stack([output.logits for output in outputs], axis=1)
-        # Finite weights may compute numbers that are not.
-        finite = np.isfinite(logits).all(axis=(1, 2))
-        maps_by_view = [
-            turned_back(output.maps, view) for view, output in enumerate(outputs) if output.maps is not None
-        ]
-        maps = None
-        if maps_by_view:
-            # After the mean, so that evidence against a class in one view counts against that of another.
-            maps = np.maximum(np.mean(maps_by_view, axis=0, dtype=np.float32), 0)
-        return _Views(logits, finite, softmax(np.where(finite[:, None, None], logits, 0)), maps)
-
-    def map_by_covering(
-        self, prediction: Prediction, *, progress: Callable[[int, int], None] | None = None
-    ) -> Prediction | UnreadableImage:
-        """Replace the maps of a prediction by maps by covering; everything else stays.
-
-        It takes one pass for each place that touches the cell, some 30 of them for one cut out on black.
-
-        Args:
-            prediction: of this release, predicted with `explain=True`, so that it holds its picture.
-            progress: called after each batch with the number of passes done, and of all.
-
-        Returns:
-            the prediction with `heatmaps`, `map_check` and `peak` of the maps by covering; an `UnreadableImage` where
-            the network computes numbers that are not finite.
-
-        Raises:
-            ConfigError: a prediction without its picture.
-        """
-        if prediction.picture is None:
-            raise ConfigError(f"{prediction.source}: has no picture to cover; predict it with explain=True")
-        pixels = self.release.preprocessing.frame(prediction.picture)
-        return self._covered(prediction, pixels, self.backend(pixels[None]).logits[0], progress)
+        if not np.isfinite(logits).all():  # finite weights may compute others
+            raise ReleaseError(f"{self.release.name}: computes numbers that are not finite; download the release again")
+        by_view = [turned_back(output.maps, view) for view, output in enumerate(outputs) if output.maps is not None]
+        if not by_view:
+            return softmax(logits), None
+        # After the mean, so that evidence against a class in one view counts against that of another.
+        return softmax(logits), np.maximum(np.mean(by_view, axis=0, dtype=np.float32), 0)
 
     def with_small_changes(self, prediction: Prediction) -> Prediction:
         """Add the release's answers for the picture under eight small changes.
@@ -436,15 +343,14 @@ class Predictor:
             prediction: of this release, predicted with `explain=True`, so that it holds its picture.
 
         Returns:
-            the prediction with `changed`, and so with `borderline`; all else stays.
+            the prediction with `changed`; all else stays.
 
         Raises:
             ConfigError: a prediction without its picture.
-            UnreadableImage: the network computes numbers that are not finite.
         """
         if prediction.picture is None:
             raise ConfigError(f"{prediction.source}: has no picture to change; predict it with explain=True")
-        changes = most_telling(self.release.metrics.get(ROBUSTNESS_BLOCK))
+        changes = most_telling(self.release.metrics.class_changes)
         black = is_cut_out(prediction.picture)
         changed = []
         # As fast as eight at once on a CPU, and another prediction by the same network waits for one pass only.
@@ -454,27 +360,6 @@ class Predictor:
                 answer = answer.in_field(prediction.checks.field_share, self.thresholds)
             changed.append(ChangedAnswer(change, answer.decision, answer.probabilities))
         return replace(prediction, changed=tuple(changed))
-
-    def _covered(
-        self,
-        prediction: Prediction,
-        pixels: np.ndarray,
-        logits: np.ndarray,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Prediction | UnreadableImage:
-        maps = covering_maps(self.backend, pixels, logits, progress=progress)
-        if not np.isfinite(maps).all():
-            return self._not_finite(prediction.source)
-        check = self.release.map_check_of(OCCLUSION_METHOD)
-        return replace(prediction, heatmaps=self._heatmaps(maps), map_check=check, peak=check.strong)
-
-    def _heatmaps(self, maps: np.ndarray) -> dict[str, HeatMap]:
-        """(K, h, w) → class → its map, copied: keeping one picture's maps must not keep those of its whole batch."""
-        return {label: HeatMap(maps[place].copy(), label) for place, label in enumerate(self.labels)}
-
-    def _not_finite(self, source: str) -> UnreadableImage:
-        problem = f"{self.release.name} computes numbers for it that are not finite"
-        return UnreadableImage(f"{source}: {problem}; download the release again")
 
     def _named(self, shares: np.ndarray) -> dict[str, float]:
         return dict(zip(self.labels, shares.tolist(), strict=True))
@@ -496,10 +381,8 @@ def _open(number: int, image: Any, ground: RgbColour) -> _Opened | UnreadableIma
         if isinstance(image, str | os.PathLike):
             source = os.fsdecode(image)
             return source, open_image(source, ground=ground)
-        if isinstance(image, EncodedImage):
-            return image.name, open_bytes(image.data, image.name, ground=ground)
-        if isinstance(image, bytes | bytearray | memoryview):
-            return source, open_bytes(bytes(image), source, ground=ground)
+        if isinstance(image, bytes):
+            return source, open_bytes(image, source, ground=ground)
         if isinstance(image, np.ndarray):
             return source, from_array(image, source)
         if isinstance(image, Image.Image):

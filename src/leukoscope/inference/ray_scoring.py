@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leukoscope import ConfigError, DataError, ReleaseError
-from leukoscope.data.images import IMAGE_SUFFIXES, EncodedImage
+from leukoscope import ConfigError, ReleaseError
 from leukoscope.files import atomic_file, first_line
 from leukoscope.inference.scoring import CellSource, SourceCell, missing_shards, release_digest, shard_bytes
 from leukoscope.progress import progress
@@ -36,48 +35,10 @@ class Scorer:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """A shard's path, cells and identity → its path, its number of cells and its file."""
         cells = [SourceCell(*cell) for cell in zip(row["ids"], row["subjects"], row["files"], strict=True)]
-        files = (_opened(cell.file) for cell in cells)
+        files = (cell.file for cell in cells)
         predictions = list(self.predictor.iter_predictions(files, batch_size=self.batch_size))
         file = shard_bytes(list(zip(cells, predictions, strict=True)), self.predictor, row["identity"])
         return {"shard": row["shard"], "cells": len(cells), "file": file}
-
-
-def _opened(file: str) -> str | EncodedImage:
-    """A local path as it is; the content of what fsspec opens."""
-    if "://" not in file:
-        return file
-    import fsspec
-
-    try:
-        with fsspec.open(file, "rb") as opened:
-            return EncodedImage(opened.read(), file)
-    except OSError:
-        return EncodedImage(b"", file)
-
-
-def remote_source(url: str) -> CellSource:
-    """List the images below a URL that fsspec opens, such as s3://bucket/cells; none is opened yet.
-
-    Raises:
-        DataError: nothing there, no image, or the package for such URLs is missing.
-    """
-    import fsspec
-
-    try:
-        files, root = fsspec.core.url_to_fs(url)
-        details_of = files.find(root, detail=True)
-    except (ImportError, OSError, ValueError) as error:
-        raise DataError(f"{url}: cannot be listed ({error}); check the address and your access") from None
-    cells = []
-    states = {}
-    for path, details in sorted(details_of.items()):
-        if path.lower().endswith(IMAGE_SUFFIXES):
-            cell = SourceCell(path.removeprefix(root).lstrip("/"), "", files.unstrip_protocol(path))
-            cells.append(cell)
-            states[cell.file] = repr([str(details.get(key)) for key in ("size", "mtime", "ETag", "md5Hash")])
-    if not cells:
-        raise DataError(f"{url}: holds no image; give a folder of images")
-    return CellSource(cells, has_subjects=False, states=states)
 
 
 def score_missing(

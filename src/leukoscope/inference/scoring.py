@@ -12,12 +12,11 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -27,14 +26,22 @@ from filelock import FileLock, Timeout
 from pyarrow import csv
 
 from leukoscope import RESEARCH_NOTICE, ConfigError, DataError, LeukoscopeError, __version__
-from leukoscope.data.cell_tables import CellTable, located, read_table, require_subjects
-from leukoscope.data.folder import subject_rule
+from leukoscope.cache import content_hashes
+from leukoscope.data.folder import home_of, require_people, subject_rule
 from leukoscope.data.images import UnreadableImage
-from leukoscope.data.layouts import is_image, left_out, other_kinds, walk
-from leukoscope.data.subject_ids import check_subject_ids
-from leukoscope.data.subjects import find_subjects, is_table, names_no_subject
-from leukoscope.data.table_files import read_content
-from leukoscope.files import atomic_file, content_hashes, file_sha256, remedy
+from leukoscope.data.layouts import ImageFolder, subject_in_name
+from leukoscope.data.names import check_subject_ids
+from leukoscope.data.reading import NO_FLAGS, Reading
+from leukoscope.data.table import (
+    TABLE_SUFFIXES,
+    cell_table,
+    files_below,
+    find_columns,
+    read_frame,
+    read_table,
+    rows_by_picture,
+)
+from leukoscope.files import atomic_file, file_sha256, remedy
 from leukoscope.inference.prediction import ABSTAIN, REFUSED, Prediction
 from leukoscope.progress import progress, shown_name
 
@@ -46,8 +53,7 @@ CELLS_PER_SHARD = 256
 OUTPUT_SUFFIXES = (".parquet", ".csv")
 _PARTS = ".parts"  # how the name of a folder of shards ends
 _IDENTITY = "cells"  # in a shard's metadata: sha256 over the names, subjects and contents of its cells
-# Shards joined at a time: row groups of some tens of thousands of rows suit readers of Parquet.
-_JOINED_AT_ONCE = 256
+_ROW_GROUP = 65_536  # rows; as many suit readers of Parquet
 # How a text begins that a spreadsheet would compute.
 _FORMULA = r"^([=+\-@\t\r])"
 
@@ -65,167 +71,150 @@ class CellSource:
     """Cells to be scored, none of them opened yet.
 
     Attributes:
-        has_subjects: whether it names the cells' subjects.
         report: for the user; "" where there is nothing to report.
         table: the file that it was read from; None for a folder.
-        states: file → what changes with its content, where no file of this machine can be hashed.
-        folder: that the cells were found in; "" for a table.
     """
 
     cells: Sequence[SourceCell]
-    has_subjects: bool
     report: str = ""
     table: Path | None = None
-    states: Mapping[str, str] | None = None
-    folder: str = ""
 
-    def subjects(self, labels: Sequence[str]) -> list[str]:
-        """The subject of each cell: named by a table or a pattern, else C-NMC's file names, else the top folders.
-
-        Cells that lie outside any folder are all of one subject, called "".
+    def subjects(self) -> list[str]:
+        """The subject of each cell; all are of one subject, called "", where a folder holds nothing but pictures.
 
         Raises:
-            DataError: as `subject_of`, some cells outside the folders of the others, or subject ids as of
-                `check_subject_ids`.
+            DataError: a table that names no subjects.
         """
-        subjects = [self.subject_of(cell, labels) for cell in self.cells]
-        if "" in subjects and any(subjects):
+        subjects = [cell.subject for cell in self.cells]
+        if self.table is not None and not any(subjects):
             raise DataError(
-                f"{self.cells[subjects.index('')].file}: lies outside the folders of subjects; move it into the folder "
-                "of its subject, or away"
+                f"{self.table}: names no subject; add a column called subject, name it with --subject_column, or give "
+                "--subject_pattern"
             )
-        places = {subject: cell.file for subject, cell in zip(subjects, self.cells, strict=True) if subject}
-        check_subject_ids(places, str(self.table or self.folder))
         return subjects
 
-    def subject_of(self, cell: SourceCell, labels: Sequence[str]) -> str:
-        """Return a cell's subject; where none is named its top folder, or outside any folder "".
 
-        A folder that is named like one of the release's `labels`, or a table without subjects, is an error.
-        """
-        if self.table is not None:
-            require_subjects(self.table, self.has_subjects)
-        if cell.subject or self.has_subjects:
-            return cell.subject
-        path = PurePath(cell.cell_id)
-        if path.is_absolute() or len(path.parts) < 2:
-            return ""
-        name = path.parts[0]
-        if names_no_subject(name, labels):
-            kind = "a class" if name in labels else "called like a class, a split or a collection"
-            raise DataError(
-                f"{cell.file}: lies in the folder {name!r}, which is {kind}, not a subject; name the subjects with "
-                "--subject_pattern, or give a folder with one folder per subject"
-            )
-        return name
-
-
-def open_subjects(named: str, *, subject_pattern: str | None = None) -> CellSource:
-    """Open cells of which the subjects must be known; arguments and errors as of `open_source`.
-
-    Where neither tables, names nor a pattern name them, `CellSource.subjects` takes the top folders of a folder.
-    `CellSource.report` says so.
-    """
-    source = open_source(named, subject_pattern=subject_pattern)
-    if not source.folder or source.has_subjects:
-        return source
-    if any("/" in cell.cell_id for cell in source.cells):
-        note = f"Subjects are the folders directly in {source.folder}."
-    else:
-        note = f"All cells of {source.folder} count as one subject's."
-    return replace(source, report=f"{source.report}\n{note}".strip())
-
-
-def _with_subjects(source: CellSource) -> CellSource:
-    """The cells of a folder with the subjects that its tables or C-NMC's file names tell, and where they come from."""
-    pictures = [cell.cell_id for cell in source.cells]
-    subjects = find_subjects(pictures, _tables_below(Path(source.folder)), (), by_folder=False)
-    source = replace(source, report="\n".join(filter(None, [source.report, *subjects.notes])))
-    if not subjects.subject_of:
-        return source
-    cells = [cell._replace(subject=subjects.subject_of[cell.cell_id]) for cell in source.cells]
-    return replace(source, cells=cells, has_subjects=True)
-
-
-def _tables_below(root: Path) -> dict[str, bytes]:
-    """Path below a folder → content of each table that lies there."""
-    tables = {}
-    for folder, names in walk(root):
-        if folder.endswith(_PARTS):
-            continue  # an unfinished run's, which may be damaged
-        for name in filter(is_table, names):
-            path = Path(folder, name)
-            tables[path.relative_to(root).as_posix()] = read_content(path)
-    return tables
-
-
-def open_source(named: str, *, subject_pattern: str | None = None) -> CellSource:
+def open_source(named: str, reading: Reading = NO_FLAGS) -> CellSource:
     """Open a source of cells.
 
-    The tables that lie in a folder name its subjects, as `find_subjects` reads them, else C-NMC's file names do;
-    `CellSource.report` says which.
+    Subjects are named by a column of the table, by a table among the pictures of a folder, or by the flags, else by
+    file names as C-NMC 2019 has; `CellSource.report` says which.
 
     Args:
-        named: a folder, or a .csv or .parquet file with a column of paths relative to it.
-        subject_pattern: a regular expression over a cell's path, whose group `subject` (or first group) names its
-            subject.
+        named: a folder, or a table (.csv or .parquet) of paths that start from its own folder.
 
     Raises:
-        DataError: no such input, no cell in it, a column missing, a path that the pattern does not match, a
-            folder or table that cannot be read, or as `find_subjects`.
+        DataError: no such input, no cell in it, a column missing, a path that the flags find no subject in, folders
+            of which nothing says whether they are people, or tables as of `read_table` and `rows_by_picture`.
     """
     path = Path(named)
     if not path.exists():
         raise DataError(f"{named}: no such folder or file; give a folder of images, or a table of them")
-    kinds = Counter[str]()  # of the files in a folder that are no images
-    table: CellTable | None = None
-    rows: Iterable[tuple[str, str, str]]
-    if path.is_dir():
-        root = path
-        rows = _images_below(path, kinds)
-    else:
-        root = path.parent
-        table = _table_of_cells(path, subject_pattern)
-        rows = ((row.cell_id, file, row.subject) for row, file in located(table, root))
-    subject_of = None
-    if subject_pattern:
-        subject_of = subject_rule(subject_pattern)
-    cells = []
-    for cell_id, file, subject in rows:
-        if subject_of is not None:
-            subject = subject_of(file)
-        # A file's name need not be UTF-8.
-        cells.append(SourceCell(shown_name(cell_id), shown_name(subject), os.path.join(root, file)))
-    check_subject_ids({cell.subject: cell.file for cell in cells if cell.subject}, named)
-    if not cells:
+    source = _of_folder(path, reading) if path.is_dir() else _of_table(path, reading)
+    if not source.cells:
         raise DataError(f"{named}: holds no cell; give a folder of images, or a table with rows")
-    if table is None:
-        source = CellSource(cells, subject_of is not None, left_out(kinds), folder=named)
-        return source if source.has_subjects else _with_subjects(source)
-    return CellSource(cells, table.has_subjects or subject_of is not None, table=path)
+    check_subject_ids({cell.subject: cell.file for cell in source.cells if cell.subject}, named)
+    return source
 
 
-def _table_of_cells(path: Path, subject_pattern: str | None) -> CellTable:
-    """Read a table of paths; `DataError` for another file, or one that names subjects as a pattern does."""
+def _of_table(path: Path, reading: Reading) -> CellSource:
+    """The cells of a table of paths."""
     suffix = path.suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
         raise DataError(f"{path}: is a {suffix or 'bare'} file; give a folder, .csv or .parquet")
-    table = read_table(path)
-    if table.has_subjects and subject_pattern:
-        raise ConfigError(
-            f"{path} --subject_pattern {shlex.quote(subject_pattern)}: a column of it names the subjects "
-            "as well; leave the pattern out, or the column"
+    table = read_table(path, reading)
+    rule = subject_rule(reading)
+    if rule is not None and table.names("subject"):
+        raise ConfigError(f"{path}: a column of it names the subjects as a flag does; leave out the flag or the column")
+    cells = []
+    for file, row in rows_by_picture(table, files_below(path.parent), path.parent).items():
+        subject = rule(file) if rule is not None else row.subject
+        cells.append(_source_cell(row.cell_id, subject, path.parent / file))
+    return CellSource(cells, table=path)
+
+
+def _of_folder(root: Path, reading: Reading) -> CellSource:
+    """The images of a folder with the subjects that a flag, a table or C-NMC's file names tell."""
+    folder = ImageFolder.read(root)
+    pictures = list(map(folder.below, folder.images))
+    rule = subject_rule(reading)
+    report = [folder.left_out]
+    subject_of: Mapping[str, str] = {}
+    if rule is not None:
+        subject_of = {picture: rule(picture) for picture in pictures}
+        if reading.subject_folders:
+            require_people(subject_of.values())
+            _require_one_place(subject_of)
+    else:
+        name, subject_of = _subjects_by_table(folder, pictures, reading)
+        if name:
+            report.append(f"Subjects are named by {name}.")
+        elif pictures and all(map(subject_in_name, pictures)):
+            subject_of = {picture: subject_in_name(picture) for picture in pictures}
+            report.append("Subjects are the numbers after UID_ in the file names, as C-NMC 2019 has them.")
+        else:
+            _require_no_folders(root, pictures)
+    cells = [_source_cell(picture, subject_of.get(picture, ""), root / picture) for picture in pictures]
+    return CellSource(cells, "\n".join(filter(None, report)))
+
+
+def _source_cell(cell_id: str, subject: str, file: Path) -> SourceCell:
+    """A cell with an id and a subject that tables take: a file's name need not be UTF-8."""
+    return SourceCell(shown_name(cell_id), shown_name(subject), str(file))
+
+
+def _require_one_place(subject_of: Mapping[str, str]) -> None:
+    """Refuse folders of one name in two places: `P1/slide1` and `P2/slide1` are two people's."""
+    place_of: dict[str, str] = {}
+    for picture, subject in subject_of.items():
+        place = os.path.dirname(picture)
+        other = place_of.setdefault(subject, place)
+        if other != place:
+            raise DataError(
+                f"--subject_folders: {other!r} and {place!r} would be one subject, {subject!r}; if they are, give "
+                "--subject_pattern '(?P<subject>[^/]+)/[^/]+$', else a pattern that matches another folder"
+            )
+
+
+def _require_no_folders(root: Path, pictures: Sequence[str]) -> None:
+    """Refuse folders within a folder of which nothing says whether they are people."""
+    inside = next((picture for picture in pictures if "/" in picture), "")
+    if inside:
+        raise DataError(
+            f"{root}: {inside!r} lies in a folder, and nothing says whose its cells are; give --subject_folders if the "
+            "innermost folder is a person, --subject_pattern REGEX, or a table with the columns file,subject"
         )
-    return table
 
 
-def _images_below(root: Path, kinds: Counter[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield each image's path as plain strings: `Path` objects of a million would take a gigabyte."""
-    for folder, names in walk(root):
-        kinds.update(other_kinds(names))
-        for name in filter(is_image, names):
-            path = Path(os.path.relpath(os.path.join(folder, name), root)).as_posix()
-            yield path, path, ""
+def _subjects_by_table(folder: ImageFolder, pictures: Sequence[str], reading: Reading) -> tuple[str, dict[str, str]]:
+    """The name of the table that names the subjects, --labels or one among the pictures, and picture → subject."""
+    root = folder.root
+    paths = [path for path in folder.others if path.suffix.lower() in TABLE_SUFFIXES and path.parent.suffix != _PARTS]
+    if reading.labels:
+        paths = [Path(reading.labels)]
+    named: dict[str, dict[str, str]] = {}
+    for path in paths:
+        frame = read_frame(path)
+        if not reading.labels and "file" not in find_columns(list(frame.columns), reading, str(path)):
+            continue  # it is about something else
+        table = cell_table(str(path), frame, reading).with_checked_ids()
+        home = home_of(table, path.parent, root)
+        rows = rows_by_picture(table, files_below(home))
+        subjects = {Path(os.path.relpath(home / file, root)).as_posix(): row.subject for file, row in rows.items()}
+        subjects = {picture: subjects[picture] for picture in pictures if subjects.get(picture)}
+        if subjects:
+            named[str(path)] = subjects
+    if len(named) > 1:
+        raise DataError(f"{' and '.join(named)}: both name the subjects; keep one of them there")
+    for name, subjects in named.items():
+        without = [picture for picture in pictures if picture not in subjects]
+        if without:
+            raise DataError(
+                f"{name}: names no subject for {without[0]!r} ({len(without):,} of {len(pictures):,} pictures); add a "
+                "row for each picture, or move the pictures without a row or the table away"
+            )
+        return name, subjects
+    return "", {}
 
 
 @dataclass(frozen=True)
@@ -277,8 +266,10 @@ def score_cells(
         score_missing: predicts the missing shards elsewhere (`ray_scoring`); None predicts them here.
 
     Raises:
-        LeukoscopeError: another process is writing the shards, or a write error; finished shards stay.
+        LeukoscopeError: another process is writing the shards, or a write error; finished shards stay. The subjects
+            have the names of classes.
     """
+    require_people((cell.subject for cell in source.cells), predictor.release.labels)
     parts = output.with_name(f"{output.name}{_PARTS}")
     count = math.ceil(len(source.cells) / CELLS_PER_SHARD)
     shards = [parts / f"shard-{number:06d}.parquet" for number in range(count)]
@@ -349,7 +340,7 @@ def missing_shards(
     for number, shard in enumerate(shards):
         cells = source.cells[number * CELLS_PER_SHARD : (number + 1) * CELLS_PER_SHARD]
         # Before the pictures are opened: if one is replaced meanwhile, the run that resumes scores it again.
-        hashes = source.states or content_hashes([cell.file for cell in cells], shard.with_suffix(".json"))
+        hashes = content_hashes([cell.file for cell in cells], shard.with_suffix(".json"))
         content = repr((versions, [(cell.cell_id, cell.subject, hashes[cell.file]) for cell in cells]))
         identity = hashlib.sha256(content.encode()).hexdigest()
         if _identity_of(shard) == identity:
@@ -401,38 +392,24 @@ def _identity_of(shard: Path) -> str | None:
 
 
 def _join(shards: Sequence[Path], output: Path, versions: Mapping[str, str]) -> Scored:
-    """Join the shards in their order, a few at a time; the output appears last, and whole."""
-    joined = shards[0].with_name("joined.parquet")
-    metadata = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(versions)}
-    schema = _read(shards[0]).schema
-    schema = schema.remove(schema.get_field_index("reason")).with_metadata(metadata)
-    unreadable = []
-    outcomes = Counter[str]()
-    transparent = 0
-    with joined.open("wb") as sink, pq.ParquetWriter(sink, schema) as writer:
-        for first in range(0, len(shards), _JOINED_AT_ONCE):
-            table = pa.concat_tables([_read(shard) for shard in shards[first : first + _JOINED_AT_ONCE]])
-            predicted = table.filter(pc.is_null(table["reason"])).select(schema.names)
-            writer.write_table(predicted)
-            outcomes.update(predicted["outcome"].to_pylist())
-            transparent += pc.sum(pc.match_substring(predicted["reasons"], "filled_")).as_py() or 0
-            unreadable.append(table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"]))
-    listed = pa.concat_tables(unreadable).rename_columns(["source", "reason"])
-    if listed.num_rows:
-        write_table(listed, unreadable_list(output))
+    """Join the shards in their order; the output appears last, and whole."""
+    table = pa.concat_tables(list(map(_read, shards)))
+    unreadable = table.filter(pc.is_valid(table["reason"])).select(["cell_id", "reason"])
+    if unreadable.num_rows:
+        write_table(unreadable.rename_columns(["source", "reason"]), unreadable_list(output))
     else:
         # An earlier run's list would be taken for this one's.
         unreadable_list(output).unlink(missing_ok=True)
-    if output.suffix.lower() == ".parquet":
-        joined.rename(output)
-    else:
-        write_table(_read(joined), output)
+    predicted = table.filter(pc.is_null(table["reason"])).drop_columns("reason")
+    metadata = {"notice": RESEARCH_NOTICE, "scored_with": json.dumps(versions)}
+    write_table(predicted.replace_schema_metadata(metadata), output)
+    outcomes = Counter(predicted["outcome"].to_pylist())
     return Scored(
         cells=outcomes.total(),
-        unreadable=listed.num_rows,
+        unreadable=unreadable.num_rows,
         refused=sum(outcomes[outcome] for outcome in REFUSED),
         abstained=outcomes[ABSTAIN],
-        transparent=transparent,
+        transparent=pc.sum(pc.match_substring(predicted["reasons"], "filled_")).as_py() or 0,
     )
 
 
@@ -455,7 +432,7 @@ def write_table(table: pa.Table, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         if path.suffix.lower() == ".parquet":
-            pq.write_table(table, file)
+            pq.write_table(table, file, row_group_size=_ROW_GROUP)
         else:
             columns = []
             for column in table.columns:

@@ -45,6 +45,7 @@ NORMAL_PLACE = 1
 OTHER_PLACES = (0, 3, 2, 4)
 OTHER_COLOURS = {ABSTAIN: "#56565b", OUT_OF_DISTRIBUTION: "#000000", NOT_A_CELL: "#000000", AT_EDGE: "#8a8a8f"}
 DRAWN_SIDES = (800, 1600)  # in a smaller picture names of outcomes would not fit
+_LEAST_WIDTH = 300  # of a caption, in pixels
 
 
 def colour_place(label: str, labels: Sequence[str]) -> int:
@@ -88,7 +89,7 @@ class CellReading:
         return facts
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class SmearReading:
     """A smear with the predictions of one release; `source` is the picture's name.
 
@@ -101,9 +102,6 @@ class SmearReading:
     cells: tuple[CellReading, ...]
     model: str
     revision: str
-
-    def __repr__(self) -> str:
-        return f"SmearReading({self.source!r}, {self.counts}, model={self.model!r})"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -233,13 +231,10 @@ def draw_reading(image: Image.Image, reading: SmearReading) -> Image.Image:
     width, height = (max(1, round(side * factor)) for side in image.size)
     letter = max(11, round(max(width, height) / 60))
     counts = ", ".join(f"{outcome}: {count}" for outcome, count in reading.counts.items())
-    # A letter of DejaVu Sans is narrower than two thirds of its height.
-    wrapped = textwrap.wrap(f"{counts}. {RESEARCH_NOTICE}", max(1, round((width - 12) / (0.6 * letter))))
-    drawn = Image.new("RGB", (width, height + round(1.3 * letter * (len(wrapped) + 1))), "white")
-    drawn.paste(image.resize((width, height), Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC))
+    resized = image.resize((width, height), Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC)
+    drawn = with_caption(resized, f"{counts}. {RESEARCH_NOTICE}")
     pen = ImageDraw.Draw(drawn)
-    font = drawing_font(round(0.9 * letter))
-    pen.multiline_text((6, height + 4), "\n".join(wrapped), "#3c3c41", font)
+    font = _drawing_font(round(0.9 * letter))
     for number, cell in enumerate(reading.cells, start=1):
         left, top, right, bottom = (edge * factor for edge in cell.cell.box)
         if cell.prediction and cell.outcome in reading.labels:
@@ -261,7 +256,20 @@ def draw_reading(image: Image.Image, reading: SmearReading) -> Image.Image:
     return drawn
 
 
-def drawing_font(size: int) -> ImageFont.FreeTypeFont:
+def with_caption(picture: Image.Image, text: str) -> Image.Image:
+    """Put a text below a picture, in black on white, on lines as wide as the picture or 300 pixels."""
+    width = max(picture.width, _LEAST_WIDTH)
+    letter = max(11, width // 60)
+    font = _drawing_font(letter)
+    lines = textwrap.wrap(text, int((width - letter) / font.getlength("n")))
+    captioned = Image.new("RGB", (width, picture.height + round(1.3 * letter) * len(lines) + letter), "white")
+    captioned.paste(picture)
+    corner = (letter // 2, picture.height + letter // 2)
+    ImageDraw.Draw(captioned).multiline_text(corner, "\n".join(lines), "black", font, spacing=0)
+    return captioned
+
+
+def _drawing_font(size: int) -> ImageFont.FreeTypeFont:
     """Load DejaVu Sans from matplotlib at a size in pixels; Pillow's own font lacks accents and µ."""
     # Imported before the cache's folder is known, matplotlib says in its own words that there is no home.
     from matplotlib import get_data_path

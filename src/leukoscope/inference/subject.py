@@ -6,15 +6,17 @@ it stands in the "subject_rule" block of metrics.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leukoscope import RESEARCH_NOTICE, DataError, ReleaseError
+from leukoscope.data.folder import require_people
 from leukoscope.data.images import UnreadableImage, filled_note
 from leukoscope.inference.prediction import ABSTAIN, OUT_OF_DISTRIBUTION, REFUSED, TOO_FEW_CELLS, logits_of
+from leukoscope.models.metrics import Metrics, Rate
 from leukoscope.progress import note, track
 
 if TYPE_CHECKING:
@@ -42,13 +44,12 @@ class SubjectPrediction:
     Attributes:
         outcome: a class, "abstain" (the interval includes both classes), "too few cells" or "out of distribution" (most
             of the subject's cells are).
-        positive_label: the class of `probability` and `share_positive`.
+        positive_label: the class of `probability`.
         probability: of that class, for the subject, 0–1; None without a cell in use.
         interval: 95 % bootstrap interval of it over this subject's cells: how far other cells of the same subject would
             move it. It does not cover how subjects differ; `rule.error_rate` does.
         cells, used, refused, abstained: all cells; those pooled; out of distribution or no cell; and cells in use that
             get no class by themselves.
-        share_positive: share of the cells in use whose most probable class is the positive one, 0–1.
         rule: what decided.
     """
 
@@ -61,7 +62,6 @@ class SubjectPrediction:
     used: int
     refused: int
     abstained: int
-    share_positive: float | None
     rule: SubjectRule
 
     @property
@@ -95,7 +95,6 @@ class SubjectPrediction:
             "used": self.used,
             "refused": self.refused,
             "abstained": self.abstained,
-            "share_positive": self.share_positive,
             "rule": self.rule.text,
             "notice": RESEARCH_NOTICE,
         }
@@ -109,8 +108,8 @@ class SubjectRule:
         positive_label: of the two classes the one whose logits are pooled.
         coefficients, intercept: of the logistic regression, on the features of `pool`.
         least_cells: with fewer cells in use no class is given.
-        error_rate: share of wrong subjects among those measured, with its interval (`share`, `low`, `high`), each None
-            where nobody was given a class; see `leukoscope.evaluation.subjects`.
+        error_rate: share of wrong subjects among those measured, with its interval, each None where nobody was given a
+            class; see `leukoscope.evaluation.subjects`.
     """
 
     labels: tuple[str, ...]
@@ -118,21 +117,21 @@ class SubjectRule:
     coefficients: tuple[float, ...]
     intercept: float
     least_cells: int
-    error_rate: Mapping[str, float | None] = field(default_factory=dict)
+    error_rate: Rate | None = None
 
     @classmethod
-    def from_metrics(cls, metrics: Mapping[str, Any], labels: Sequence[str]) -> SubjectRule | None:
+    def from_metrics(cls, metrics: Metrics, labels: Sequence[str]) -> SubjectRule | None:
         """Read the rule of a release's metrics.json; None where it has no "subject_rule"."""
-        block = metrics.get("subject_rule")
-        if not block:
+        block = metrics.subject_rule
+        if block is None:
             return None
         return cls(
             labels=tuple(labels),
-            positive_label=block["positive_label"],
-            coefficients=tuple(block["rule"]["coefficients"]),
-            intercept=block["rule"]["intercept"],
-            least_cells=block["least_cells"],
-            error_rate=block["measured"]["error_rate"],
+            positive_label=block.positive_label,
+            coefficients=tuple(block.rule.coefficients),
+            intercept=block.rule.intercept,
+            least_cells=block.least_cells,
+            error_rate=block.measured.error_rate,
         )
 
     @classmethod
@@ -140,10 +139,10 @@ class SubjectRule:
         """Read the rule of a release; `ReleaseError` for one that was not measured by subject."""
         rule = cls.from_metrics(release.metrics, release.labels)
         if rule is None:
+            reason = release.metrics.subject_rule_missing or "its metrics.json does not say why"
             raise ReleaseError(
-                f"{release.name}: cannot predict for a subject: its metrics.json has no 'subject_rule' (measured for "
-                "two classes, where enough subjects of each are known); choose another release, or measure this one "
-                "with `leukoscope release recalibrate` on labelled cells of known subjects"
+                f"{release.name}: cannot predict for a subject: no rule was fitted ({reason}); choose another release, "
+                "or fit one with `leukoscope release recalibrate` on labelled cells of known subjects"
             )
         return rule
 
@@ -152,12 +151,12 @@ class SubjectRule:
         """The rule as a sentence, with its error rate on unseen subjects."""
         quantiles = "10, 25, 50, 75 and 90 % quantiles of the cells' logits"
         how = f"{quantiles}, from at least {self.least_cells} cells"
-        if not self.error_rate:
+        rate = self.error_rate
+        if rate is None:
             return how
-        wrong, low, high = (self.error_rate[key] for key in ("share", "low", "high"))
-        if wrong is None:
+        if rate.share is None:
             return f"{how}; none of the subjects measured was given a class"
-        return f"{how}; wrong for {wrong:.0%} of unseen subjects (95 % interval {low:.0%} to {high:.0%})"
+        return f"{how}; wrong for {rate.share:.0%} of unseen subjects (95 % interval {rate.low:.0%} to {rate.high:.0%})"
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """(..., N) logits of a subject's cells → (...,) probability of the positive class."""
@@ -189,13 +188,11 @@ class SubjectRule:
         refused = int((~used).sum())
         probability = None
         interval = None
-        share = None
         outcome = OUT_OF_DISTRIBUTION
         if len(shares):
             logits = logits_of(shares)
             probability = float(self.probability(logits))
             interval = self.interval(logits)
-            share = float((shares >= 0.5).mean())
             if refused <= MOST_REFUSED * len(outcomes):
                 if len(shares) < self.least_cells:
                     outcome = TOO_FEW_CELLS
@@ -215,7 +212,6 @@ class SubjectRule:
             used=len(shares),
             refused=refused,
             abstained=sum(outcome == ABSTAIN for outcome in outcomes),
-            share_positive=share,
             rule=self,
         )
 
@@ -229,7 +225,7 @@ def predict_subjects(
 
     Raises:
         LeukoscopeError: the release was not measured by subject, no cell could be read, two subjects have the same
-            picture, or as `CellSource.subjects`.
+            picture, the subjects have the names of classes, or as `CellSource.subjects`.
     """
     rule = SubjectRule.of_release(predictor.release)
     cells: dict[str, list[tuple[list[float], str]]] = {}
@@ -237,7 +233,8 @@ def predict_subjects(
     unreadable: list[UnreadableImage] = []
     copies: list[str] = []
     filled = 0
-    subjects = source.subjects(predictor.labels)
+    subjects = source.subjects()
+    require_people(subjects, predictor.release.labels)
     predictions = predictor.iter_predictions((cell.file for cell in source.cells), batch_size=batch_size)
     rows = zip(source.cells, subjects, predictions, strict=True)
     for cell, subject, prediction in track(rows, "predicting cells", len(source.cells)):

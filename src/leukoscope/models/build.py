@@ -7,14 +7,15 @@ half random without anyone knowing.
 
 from __future__ import annotations
 
+import fnmatch
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import timm
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
+from safetensors.torch import load_file
 from scipy.optimize import linprog
 from timm.models import get_pretrained_cfg
 from torch import nn
@@ -29,14 +31,15 @@ from torch import nn
 from leukoscope import ConfigError, ReleaseError
 from leukoscope.files import first_line
 from leukoscope.models.recipes import TIMM, Recipe
-from leukoscope.models.release import WEIGHTS_FILE
+from leukoscope.models.release import WEIGHTS_FILE, open_safetensors
 from leukoscope.models.weights import (
+    TIMM_ERRORS,
     backbone_state,
     classifier_names,
     classifier_parameters,
     head_names,
     in_float32,
-    read_safetensors,
+    prefixes,
 )
 
 # Names of start weights in metrics.json; the Hub's repository follows the second.
@@ -47,7 +50,7 @@ _BEYOND_SEEN = 1.5  # how many times the largest deviation seen the lift is
 _TOLERANCE = 1e-3  # largest difference between the logits of both networks
 # Inception's auxiliary classifier, which steadied its first training; published files hold it, networks here lack it.
 _AUXILIARY = "AuxLogits."
-_COUNTER = "num_batches_tracked"  # of a BatchNorm; files may lack it
+_LAST_NORM = "features.norm5."  # of a DenseNet
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def build_network(recipe: Recipe, num_classes: int, create: Callable[..., nn.Mod
             raise ValueError(f"its patches are {patch} px wide: the size must be a multiple of that")
         with torch.inference_mode():  # an empty picture, to find out whether the network accepts its size
             network.eval()(torch.zeros(1, 3, recipe.image_size, recipe.image_size))
-    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except TIMM_ERRORS as error:
         raise ConfigError(
             f"{recipe.name}: cannot be built for pictures of {recipe.image_size} px ({first_line(error)}); give "
             "another --image_size, or leave out what --override changes"
@@ -168,22 +171,37 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
     if file is None:
         return FROM_SCRATCH
     source = str(start.file or recipe.base_model)
+    architecture = recipe.architecture
     # Where the network adds a head of its own, the file's tensors have the backbone's names.
     backbone = getattr(network, "backbone", network)
-    file_tensors = _read_as_timm(file, backbone)
-    left_alone = (*(f"{name}." for name in head_names(backbone)), _AUXILIARY)
-    expected = {name: tensor for name, tensor in backbone_state(backbone).items() if not name.endswith(_COUNTER)}
-    loaded = {name: tensor for name, tensor in file_tensors.items() if not name.startswith(left_alone)}
+    left_alone = [*prefixes(head_names(backbone)), _AUXILIARY]
+    of_other_blocks: Mapping[str, torch.Tensor] = {}
     if recipe.block_config:
-        expected, loaded = _of_fewer_blocks(expected, loaded, recipe.architecture)
-    _require_fitting(expected, loaded, recipe.architecture, source)
-    missing = sorted(name for name in expected if name not in loaded and not _may_miss(name, start.may_miss))
+        left_alone.append(_LAST_NORM)  # it stands behind another block than in the file
+        with torch.device("meta"):  # without memory: only the names are needed
+            of_other_blocks = timm.create_model(architecture, num_classes=0).state_dict()
+    tensors = in_float32(_read_as_timm(file, backbone))
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(left_alone))}
+    try:
+        differences = backbone.load_state_dict(weights, strict=False)
+        problems = [f"unknown tensor {name}" for name in differences.unexpected_keys if name not in of_other_blocks]
+    except RuntimeError as error:
+        _, *problems = str(error).splitlines()
+        problems = problems or [str(error)]
+    if problems:
+        raise ReleaseError(
+            f"{source}: these weights are not for {architecture} ({len(problems)} tensors differ, e.g. "
+            f"{problems[0].strip()}); give weights of {architecture}"
+        )
+    declared = {name for pattern in start.may_miss for name in fnmatch.filter(differences.missing_keys, pattern)}
+    missing = [
+        name for name in differences.missing_keys if not name.startswith(tuple(left_alone)) and name not in declared
+    ]
     if missing:
         raise ReleaseError(
-            f"{source}: lacks {len(missing)} tensors of {recipe.architecture}, e.g. {missing[0]}; give a complete "
+            f"{source}: lacks {len(missing)} tensors of {architecture}, e.g. {min(missing)}; give a complete "
             "file, or declare the gap with --pretrained_may_miss PATTERN"
         )
-    backbone.load_state_dict(in_float32(loaded), strict=False)
     if start.file is None:
         return f"{FROM_HUB}{recipe.base_model}"
     return start.name or start.file.stem
@@ -191,50 +209,14 @@ def load_start_weights(network: nn.Module, recipe: Recipe, start: StartWeights) 
 
 def _read_as_timm(file: Path, backbone: nn.Module) -> dict[str, torch.Tensor]:
     """Read a file of weights as timm does: position embeddings for another picture size, other projects' names."""
-    tensors = read_safetensors(file)
+    tensors = open_safetensors(file, load_file)
     convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
-    # It expects weights of its architecture; others stay as they are, and are named by `_require_fitting`.
-    with suppress(AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+    # It expects weights of its architecture; others stay as they are, and are named when they are loaded.
+    with suppress(*TIMM_ERRORS):
         tensors = convert(dict(tensors), backbone)
     return tensors
-
-
-def _of_fewer_blocks(
-    expected: dict[str, torch.Tensor], loaded: dict[str, torch.Tensor], architecture: str
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Leave out the tensors that a network of an architecture's first blocks does not share with the whole one."""
-    # Without memory: only the names are needed.
-    with torch.device("meta"):
-        whole = timm.create_model(architecture, num_classes=0).state_dict().keys()
-    # The last BatchNorm stands behind another block than in the file.
-    expected = {name: tensor for name, tensor in expected.items() if "norm5" not in name}
-    loaded = {
-        name: tensor
-        for name, tensor in loaded.items()
-        if "norm5" not in name and (name in expected or name not in whole)
-    }
-    return expected, loaded
-
-
-def _require_fitting(
-    expected: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], architecture: str, source: str
-) -> None:
-    """Raise `ReleaseError` where tensors of a file have no place in the network, or another shape there."""
-    unknown = sorted(name for name in loaded if name not in expected and not name.endswith(_COUNTER))
-    reshaped = sorted(name for name in loaded if name in expected and loaded[name].shape != expected[name].shape)
-    if not unknown and not reshaped:
-        return
-    examples = [*unknown, *(f"{name} has shape {tuple(loaded[name].shape)}" for name in reshaped)]
-    raise ReleaseError(
-        f"{source}: these weights are not for {architecture} ({len(unknown)} unknown and {len(reshaped)} differently "
-        f"shaped tensors, e.g. {examples[0]}); give weights of {architecture}"
-    )
-
-
-def _may_miss(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | None, *, source: str) -> None:
@@ -253,14 +235,13 @@ def copy_weights(network: nn.Module, donor: nn.Module, outputs: Sequence[int] | 
                 copied[name] = state[name]
             else:
                 copied[name] = copied[name][list(outputs)]
-    different = state.keys() ^ copied.keys()
-    different |= {name for name in state.keys() & copied.keys() if state[name].shape != copied[name].shape}
-    if different:
+    try:
+        network.load_state_dict(copied)
+    except RuntimeError as error:
+        reason = shorten(str(error).splitlines()[1], 200, placeholder=" …")
         raise ReleaseError(
-            f"{source}: is not the recipe's network ({len(different)} tensors differ, e.g. "
-            f"{min(different)}); follow the release's own recipe"
-        )
-    network.load_state_dict(copied)
+            f"{source}: is not the recipe's network ({reason}); give the recipe and --override of its training"
+        ) from None
 
 
 # A DenseNet that is trained with BatchNorm after pooling, and released as a plain one

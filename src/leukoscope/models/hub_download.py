@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from multiprocessing import TimeoutError
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -24,16 +23,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import tqdm, validate_repo_id
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
 from leukoscope import ReleaseError
 from leukoscope.files import file_sha256, first_line
+from leukoscope.models.metrics import METRICS_FILE
 from leukoscope.models.release import (
     CARD_FILE,
     CONFIG_FILE,
     DEFAULT_RELEASE,
-    METRICS_FILE,
     OOD_FILE,
     PREDICTIONS_FOLDER,
     WEIGHTS_FILE,
@@ -186,20 +185,12 @@ def hub_model_info(
         raise HubUnreachable(first_line(error)) from None
 
 
-class _Hidden(tqdm):
-    """A progress bar of the client that is not drawn."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
-
-
 def _snapshot(
     hub_id: str, revision: str | None, patterns: Sequence[str], *, cached_only: bool = False, anonymous: bool = False
 ) -> Path:
     # On a terminal the client shows bars, elsewhere nothing.
-    bars = tqdm
     if is_quiet() or not sys.stderr.isatty():
-        bars = _Hidden
+        disable_progress_bars()
     folder = snapshot_download(
         hub_id,
         revision=revision,
@@ -207,7 +198,6 @@ def _snapshot(
         etag_timeout=HUB_TIMEOUT,
         local_files_only=cached_only,
         token=False if anonymous else None,
-        tqdm_class=bars,
     )
     return Path(folder)
 
@@ -219,8 +209,6 @@ def _require_whole(folder: Path, patterns: Sequence[str]) -> None:
         config = json.loads((folder / CONFIG_FILE).read_bytes())
         if config["pretrained_cfg"]["tag"] == "leukoscope":
             needed |= {WEIGHTS_FILE, METRICS_FILE}
-            if "ood" in json.loads((folder / METRICS_FILE).read_bytes()):
-                needed.add(OOD_FILE)
     except (OSError, ValueError, LookupError, TypeError):
         pass  # missing, damaged, which `_require_intact` tells, or another project's
     missing = [name for name in needed.intersection(patterns) if not (folder / name).is_file()]

@@ -18,8 +18,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from leukoscope import ConfigError
 from leukoscope.data.augmentation import Augmentation
 from leukoscope.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, LEAST_STD, MAX_INPUT
-from leukoscope.models.release import FromOne, FromZero, NotNegative, Positive, Share
-from leukoscope.plain_yaml import misread_number, read_yaml
+from leukoscope.models.metrics import FromOne, FromZero, NotNegative, Positive, Share
+from leukoscope.plain_yaml import read_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -246,16 +246,10 @@ def with_overrides(recipe: _Recipe, assignments: Iterable[str]) -> _Recipe:
                 raise ConfigError(f"--override {assignment}: {name} is unknown; {choices}")
             part = part[name]
         try:
-            value, written = read_yaml(text)
+            setting = read_yaml(text)
         except yaml.YAMLError:
             raise ConfigError(f"--override {assignment}: {text!r} is not YAML; give e.g. 0.4, true or null") from None
-        problem = misread_number(value, written)
-        if problem and not isinstance(part, str):
-            raise ConfigError(f"--override {assignment}: {problem}")
-        # To YAML, `no` is false: the text is meant where no switch is set.
-        if isinstance(value, bool) and not isinstance(part, bool):
-            value = text
-        recipe = with_values(recipe, {key.strip(): value}, {key.strip(): f"--override {assignment}"})
+        recipe = with_values(recipe, {key.strip(): setting}, {key.strip(): f"--override {assignment}"})
     return recipe
 
 

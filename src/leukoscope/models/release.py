@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from leukoscope import LeukoscopeError, ReleaseError
 from leukoscope.data.preprocessing import MAX_INPUT, Preprocessing
-from leukoscope.data.registry import ground_rgb, trained_on, trained_on_cut_outs
+from leukoscope.data.registry import ground_rgb
 from leukoscope.files import (
     LFS_POINTER,
     atomic_folder,
@@ -35,18 +35,15 @@ from leukoscope.files import (
     restore_replaced,
     write_atomic,
 )
-from leukoscope.models.map_check import EVIDENCE_METHOD, OCCLUSION_METHOD, MapCheck
+from leukoscope.models.metrics import METRICS_FILE, SCHEMA_VERSION, MapChecks, Metrics
 
 DEFAULT_RELEASE = "leukoscope-densenet169-cnmc"
 """What the demo opens with, and the only release in the wheel; the others come from a clone or the Hub."""
-SCHEMA_VERSION = 3  # of metrics.json
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-METRICS_FILE = "metrics.json"
 CARD_FILE = "README.md"
 PREDICTIONS_FOLDER = "predictions"  # folder of a protocol's predictions, one Parquet file an evaluation; no pixels
 FIGURES_FOLDER = "figures"  # pictures of the card
-ROBUSTNESS_BLOCK = "robustness"  # block of metrics.json: how the answers hold under small changes of the pictures
 PROCESSOR_FILE = "preprocessor_config.json"  # of an export as ONNX
 OOD_FILE = "ood.safetensors"  # may be missing: releases made elsewhere, or before their cells were at hand
 # Sources of the white cells in metrics.json's `ood.healthy`. Nothing is known of the people in fields of view.
@@ -72,7 +69,7 @@ class ReleaseInfo:
 
     Attributes:
         labels: class names in the order of the network's outputs.
-        metrics: the content of metrics.json ({} where a foreign model has none).
+        metrics: what metrics.json says; empty where a foreign model has none.
         name: the directory or Hub id it came from.
         revision: Hub commit, or "" for a local folder.
         folder: where its files lie on this machine; None for a network that was never saved.
@@ -81,7 +78,7 @@ class ReleaseInfo:
 
     labels: tuple[str, ...]
     preprocessing: Preprocessing
-    metrics: Mapping[str, Any]
+    metrics: Metrics
     name: str
     revision: str = ""
     folder: Path | None = None
@@ -90,33 +87,17 @@ class ReleaseInfo:
     @property
     def takes_cut_outs(self) -> bool | None:
         """Whether it was trained on cells cut out on black; None where its data set does not say, as folders do not."""
-        return trained_on_cut_outs(self.metrics)
+        return self.metrics.takes_cut_outs
 
     @property
     def blank_rgb(self) -> tuple[int, int, int]:
         """Colour of the blank picture that evidence is relative to, and of what is transparent: its cells' ground."""
-        return ground_rgb(trained_on(self.metrics))
+        return ground_rgb(self.metrics.dataset)
 
     @property
-    def map_method(self) -> str:
-        """The method of the maps that it shows: by covering where these passed their checks and Grad-CAM did not."""
-        if self.map_check_of(OCCLUSION_METHOD).passed and not self.map_check_of(EVIDENCE_METHOD).passed:
-            return OCCLUSION_METHOD
-        return EVIDENCE_METHOD
-
-    def map_check_of(self, method: str) -> MapCheck:
-        """What the checks of its maps of one method found."""
-        return MapCheck.from_metrics(self.metrics, method)
-
-    @property
-    def map_check(self) -> MapCheck:
-        """What the checks of the maps that it shows found."""
-        return self.map_check_of(self.map_method)
-
-    @property
-    def maps_passed(self) -> bool | None:
-        """Whether the maps that it shows passed their checks; None where they were not checked."""
-        return self.map_check.passed
+    def map_check(self) -> MapChecks:
+        """What the checks of its Grad-CAM maps found."""
+        return self.metrics.map_check
 
 
 def read_release(directory: str | Path, *, name: str = "", revision: str = "") -> ReleaseInfo:
@@ -132,17 +113,19 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
     config = read_config(root)
     metrics = read_metrics(root)
     labels = config["label_names"]
-    if metrics.get("labels", labels) != labels:
+    if metrics.labels not in ([], labels):
         raise ReleaseError(
             f"{root / CONFIG_FILE}: label_names is {reprlib.repr(labels)}, but labels in {METRICS_FILE} is "
-            f"{reprlib.repr(metrics['labels'])}; download or copy both files again from one release"
+            f"{reprlib.repr(metrics.labels)}; download or copy both files again from one release"
         )
-    for place, block in {"subject_rule.": metrics.get("subject_rule") or {}, "": metrics}.items():
-        label = block.get("positive_label") or labels[0]
-        if label not in labels:
+    positive_labels = [metrics.positive_label]
+    if metrics.subject_rule:
+        positive_labels.append(metrics.subject_rule.positive_label)
+    for label in positive_labels:
+        if label not in ("", *labels):
             raise ReleaseError(
-                f"{root / METRICS_FILE}: {place}positive_label is {label!r}, not one of {', '.join(labels)}; restore "
-                "it from the release"
+                f"{root / METRICS_FILE}: positive_label is {label!r}, not one of {', '.join(labels)}; "
+                "restore it from the release"
             )
     require_undamaged(root, metrics)
     try:
@@ -155,7 +138,7 @@ def read_release(directory: str | Path, *, name: str = "", revision: str = "") -
     return ReleaseInfo(tuple(labels), preprocessing, metrics, name or str(root), revision, root, config)
 
 
-def require_undamaged(root: Path, metrics: Mapping[str, Any]) -> None:
+def require_undamaged(root: Path, metrics: Metrics) -> None:
     """Compare a release's files with the checksums in its metrics.json; without any, nothing is compared.
 
     Each file is hashed once by a process as long as its size and times stay.
@@ -163,7 +146,7 @@ def require_undamaged(root: Path, metrics: Mapping[str, Any]) -> None:
     Raises:
         ReleaseError: a file that is damaged, of another release, or missing, except for weights.
     """
-    recorded = metrics.get(CHECKSUM_BLOCK)
+    recorded = metrics.sha256
     if not recorded:
         return
     for name in HASHED_FILES:
@@ -186,15 +169,15 @@ def require_undamaged(root: Path, metrics: Mapping[str, Any]) -> None:
         )
 
 
-def _deciding_sha256(metrics: Mapping[str, Any]) -> str:
+def _deciding_sha256(content: Mapping[str, Any]) -> str:
     """The SHA-256 of a metrics.json's `DECIDING_BLOCKS`, however the file is laid out."""
-    blocks = {name: metrics[name] for name in DECIDING_BLOCKS if name in metrics}
+    blocks = {name: content[name] for name in DECIDING_BLOCKS if name in content}
     return sha256(json.dumps(blocks, sort_keys=True).encode()).hexdigest()
 
 
-def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+def write_metrics(folder: Path, metrics: Metrics) -> None:
     """Write the metrics.json of a release, with the checksums of the files that lie beside it now."""
-    content = _rounded({name: block for name, block in metrics.items() if name != CHECKSUM_BLOCK})
+    content = _rounded({name: block for name, block in metrics.content().items() if name != CHECKSUM_BLOCK})
     sums = {name: file_sha256(folder / name) for name in HASHED_FILES if (folder / name).is_file()}
     write_json(folder / METRICS_FILE, {**content, CHECKSUM_BLOCK: {**sums, METRICS_FILE: _deciding_sha256(content)}})
 
@@ -218,26 +201,24 @@ def read_config(root: Path) -> dict[str, Any]:
     return config
 
 
-def read_metrics(root: Path) -> dict[str, Any]:
-    """The release's metrics.json, {} for none; an error if damaged, of another version or too little to predict."""
+def read_metrics(root: Path) -> Metrics:
+    """The release's metrics.json, empty for none; an error if damaged, of another version or too little to predict."""
     path = root / METRICS_FILE
     if not path.exists():
-        return {}
-    metrics = _read_json(path)
+        return Metrics()
+    content = _read_json(path)
+    if isinstance(content, dict) and content.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        raise ReleaseError(  # other packages write no version
+            f"{path}: schema_version is {content['schema_version']!r}, but only {SCHEMA_VERSION} is supported; "
+            "download the release again or use the version of Leukoscope that made it"
+        )
     try:
-        Metrics.model_validate(metrics)
+        metrics = Metrics.from_content(content)
     except ValidationError as error:
         raise ReleaseError(
             f"{path}: {first_problem(error)}: download or copy the file again from the release, or leave it out"
         ) from None
-    version = metrics.get("schema_version", SCHEMA_VERSION)  # other packages write none
-    if version != SCHEMA_VERSION:
-        raise ReleaseError(
-            f"{path}: schema_version is {version!r}, but only {SCHEMA_VERSION} is supported; download the release "
-            "again or use the version of Leukoscope that made it"
-        )
-    recorded = metrics.get(CHECKSUM_BLOCK)
-    if recorded and recorded.get(METRICS_FILE) != _deciding_sha256(metrics):
+    if metrics.sha256 and metrics.sha256.get(METRICS_FILE) != _deciding_sha256(content):
         raise ReleaseError(
             f"{path}: damaged, or changed by hand (its checksum does not match); download or copy the release again"
         )
@@ -302,12 +283,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def open_safetensors(path: Path, load: Callable[[Path], dict[str, _Tensor]]) -> dict[str, _Tensor]:
     """Read a safetensors file with the `load_file` of NumPy or torch."""
     if not path.is_file():
-        raise ReleaseError(f"{path}: no such weights file; give a .safetensors file; pickled ones are never read")
+        raise ReleaseError(f"{path}: no such weights file; give a .safetensors file")
     try:
         return load(path)
     except SafetensorError as error:
         _require_fetched(path)
-        raise ReleaseError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
+        raise ReleaseError(
+            f"{path}: not a whole safetensors file ({error}); download or copy it again; pickled weights are never "
+            "read, since they can run code"
+        ) from None
     except OSError as error:
         raise ReleaseError(f"{path}: cannot be read ({error.strerror or error}); check who may read it") from None
 
@@ -338,21 +322,10 @@ def atomic_release(target: Path) -> Iterator[Path]:
     with disk_errors(problem, "name another folder"), atomic_folder(target) as folder:
         yield folder
         if (folder / METRICS_FILE).is_file():
-            write_metrics(folder, _read_json(folder / METRICS_FILE))
+            write_metrics(folder, Metrics.model_validate(_read_json(folder / METRICS_FILE)))
 
 
-# What config.json and metrics.json must say for a prediction to rest on it; more keys are allowed
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-FromOne = Annotated[int, Field(ge=1)]
-FromZero = Annotated[int, Field(ge=0)]
-_Block = TypeVar("_Block")
-# The default of a block that may be missing; a null in its place is refused.
-_MISSING: Any = None
-# Of a block that may be missing, {} says the same.
-_MayBeEmpty = Annotated[_Block, WrapValidator(lambda value, check: None if value == {} else check(value))]
+# What config.json must say for a prediction to rest on it; more keys are allowed
 
 
 class _Checked(BaseModel):
@@ -362,11 +335,11 @@ class _Checked(BaseModel):
 class ModelArgs(_Checked, extra="forbid"):
     """Arguments of timm's builders; any other could read files or build a network of any size."""
 
-    block_config: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=4)] = []
-    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    block_config: Annotated[list[Annotated[int, Field(le=64)]], Field(max_length=4)] = []
+    drop_path_rate: float = 0.0
+    drop_rate: float = 0.0
     global_pool: str = ""
-    img_size: Annotated[int, Field(ge=1, le=MAX_INPUT)] = MAX_INPUT
+    img_size: Annotated[int, Field(le=MAX_INPUT)] = MAX_INPUT
     in_chans: Literal[3] = 3
     num_classes: Any = None  # timm's own exports name it here as well
 
@@ -379,7 +352,6 @@ class Config(_Checked):
     label_names: Annotated[list[str], Field(min_length=2)]
     pretrained_cfg: dict[str, Any]
     model_args: ModelArgs | None = None
-    id2label: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _labels_are_those_of_the_head(self) -> Config:
@@ -388,104 +360,7 @@ class Config(_Checked):
             raise ValueError(f"label_names has {len(labels)} entries but the head has {self.num_classes} outputs")
         if len(set(labels)) < len(labels):
             raise ValueError(f"label_names is {reprlib.repr(labels)}; the labels must be different")
-        if self.id2label is not None and self.id2label != {str(k): label for k, label in enumerate(labels)}:
-            raise ValueError(f"label_names is {reprlib.repr(labels)}, and id2label {reprlib.repr(self.id2label)}")
         return self
-
-
-class _Data(_Checked):
-    name: str = ""
-    copy_of: str = ""
-
-
-class _Training(_Checked):
-    subjects: list[Any] = []
-    class_frequencies: dict[str, Share] = {}
-    output_frequencies: dict[str, Share] = {}
-
-
-class _Calibration(_Checked):
-    temperature: Positive
-
-
-class _Point(_Checked):
-    threshold: Share
-
-
-class _Abstention(_Checked):
-    default: _Point
-
-
-class _Decisions(_Checked):
-    abstention: _MayBeEmpty[_Abstention] = _MISSING
-
-
-class _Rule(_Checked):
-    pooling: Literal["quantiles"]
-    coefficients: Annotated[list[float], Field(min_length=5, max_length=5)]
-    intercept: float
-
-
-class _ErrorRate(_Checked):
-    share: Share | None
-    low: Share | None
-    high: Share | None
-
-
-class _Measured(_Checked):
-    error_rate: _MayBeEmpty[_ErrorRate]
-
-
-class _SubjectRule(_Checked):
-    positive_label: str
-    least_cells: FromOne
-    rule: _Rule
-    measured: _Measured
-
-
-class _EvidenceScale(_Checked):
-    p05: NotNegative
-    p95: NotNegative
-    on_cell_p05: Share = 0.0
-
-
-class _Recalibration(_Checked):
-    previous_temperature: Positive = 1.0
-
-
-class _Figure(_Checked):
-    mean: float | None = None
-
-
-class _Deletion(_Checked):
-    gain_over_random: _MayBeEmpty[_Figure] = _MISSING
-
-
-class _MapChecks(_Checked):
-    passed: bool | None = None
-    deletion: _MayBeEmpty[_Deletion] = _MISSING
-
-
-class Metrics(_Checked):
-    """metrics.json; every block may be missing."""
-
-    labels: list[str] = []
-    positive_label: str = ""
-    data: _Data = _MISSING
-    training: _Training = _MISSING
-    evaluations: list[dict[str, Any]] = []
-    calibration: _MayBeEmpty[_Calibration] = _MISSING
-    decisions: _Decisions = _MISSING
-    subject_rule: _MayBeEmpty[_SubjectRule] = _MISSING
-    evidence_scale: _MayBeEmpty[_EvidenceScale] = _MISSING
-    recalibration: _Recalibration = _MISSING
-    recipe: dict[str, Any] = {}
-    ood: dict[str, Any] = {}
-    heat_maps: _MayBeEmpty[_MapChecks] = _MISSING
-    occlusion_maps: _MayBeEmpty[_MapChecks] = _MISSING
-    occlusion_scale: _MayBeEmpty[_EvidenceScale] = _MISSING
-    views: dict[str, Any] = {}
-    sha256: dict[str, str] = {}
 
 
 def first_problem(error: ValidationError) -> str:
@@ -493,11 +368,8 @@ def first_problem(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
-    place = ""
-    for part in first["loc"]:
-        place += f"[{part}]" if isinstance(part, int) else f".{part}"
-    place = place[1:] or "its content"
+    place = ".".join(map(str, first["loc"])) or "its content"
     if first["type"] == "missing":
         return f"{place} is missing"
-    message = first["msg"].partition(" or instance of ")[0]
+    message = first["msg"]
     return f"{place} is {reprlib.repr(first['input'])}; {message[0].lower()}{message[1:]}"

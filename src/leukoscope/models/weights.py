@@ -19,9 +19,9 @@ from torch import nn
 
 from leukoscope import ConfigError, ReleaseError
 from leukoscope.data.preprocessing import Preprocessing
+from leukoscope.models.metrics import Metrics
 from leukoscope.models.release import (
     CONFIG_FILE,
-    METRICS_FILE,
     WEIGHTS_FILE,
     ReleaseInfo,
     atomic_release,
@@ -29,10 +29,15 @@ from leukoscope.models.release import (
     read_release,
     require_undamaged,
     write_json,
+    write_metrics,
 )
 
 if TYPE_CHECKING:  # a Space holds no recipes
     from leukoscope.models.recipes import Recipe
+
+
+TIMM_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What timm raises for arguments, pictures and weights that a network does not take."""
 
 
 @dataclass(frozen=True)
@@ -54,27 +59,16 @@ def save_release(
     architecture: str,
     labels: Sequence[str],
     preprocessing: Preprocessing,
-    metrics: Mapping[str, Any],
+    metrics: Metrics,
     description: str = "",
     model_args: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a release directory of a network that timm builds from `architecture` and `model_args`, or nothing.
 
     Raises:
-        LeukoscopeError: another network than timm's, the number of labels is not the number of outputs, or the disk
-            refuses.
+        LeukoscopeError: the disk refuses.
     """
     target = Path(directory)
-    outputs = network.num_classes
-    if not is_timm_model(network):
-        raise ReleaseError(
-            f"{target}: {type(network).__name__} is not a timm model; a release contains no code, so nothing could "
-            "load it"
-        )
-    if outputs != len(labels):
-        raise ConfigError(
-            f"{target}: {len(labels)} labels for a head with {outputs} outputs; give one label per output"
-        )
     source: Any = network.pretrained_cfg
     config = {
         "architecture": architecture,
@@ -104,7 +98,7 @@ def save_release(
         save_weights(network, folder)
         # A rounded crop_pct would resize to a pixel less than training did.
         write_json(folder / CONFIG_FILE, config, exact=True)
-        write_json(folder / METRICS_FILE, metrics)
+        write_metrics(folder, metrics)
     return target
 
 
@@ -152,10 +146,7 @@ def output_frequencies(flag_words: Sequence[str], labels: Sequence[str], class_c
         return _sum_to_one(torch.ones_like(class_counts))
     if words == ["data"]:
         return _sum_to_one(class_counts)
-    share_of = {}
-    for word in words:
-        label, _, share = word.rpartition("=")
-        share_of[label] = share
+    share_of = dict(word.rpartition("=")[::2] for word in words)
     with suppress(KeyError, ValueError):
         shares = [float(share_of[label]) for label in labels]
         if len(words) == len(labels) and all(0 < share < math.inf for share in shares):
@@ -196,15 +187,7 @@ def load_release(release: str | Path | ReleaseInfo, *, name: str = "", revision:
     root = release.folder
     config = release.config
     require_undamaged(root, release.metrics)  # they may have changed since it was read
-    tensors = read_safetensors(root / WEIGHTS_FILE)
-    for tensor_name, tensor in tensors.items():
-        # A single one makes every probability NaN. The sum of finite numbers of any release is finite in float64.
-        if tensor.is_floating_point() and not math.isfinite(float(tensor.sum(dtype=torch.float64))):
-            raise ReleaseError(
-                f"{root / WEIGHTS_FILE}: damaged ({tensor_name} holds numbers that are not finite); restore it from "
-                "the release"
-            )
-    state = in_float32(tensors)
+    state = in_float32(open_safetensors(root / WEIGHTS_FILE, load_file))
     try:
         # First without memory, which a config.json of a far larger network would use up.
         with torch.device("meta"):
@@ -235,7 +218,7 @@ def round_as_stored(network: nn.Module, *, head: bool = True) -> None:
     state = network.state_dict()
     not_rounded: tuple[str, ...] = ()
     if not head:
-        not_rounded = _prefixes(head_names(network))
+        not_rounded = prefixes(head_names(network))
     with torch.no_grad():
         for name in _stored_halved(network):
             if not name.startswith(not_rounded):
@@ -248,7 +231,7 @@ def _stored_halved(network: nn.Module) -> list[str]:
     BatchNorm statistics stay float32, since running variances can leave half precision's range, and so does the
     classifier, a few kilobytes, since a temperature folded into it would be rounded away.
     """
-    classifier = _prefixes(classifier_names(network))
+    classifier = prefixes(classifier_names(network))
     names = []
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and "running_" not in name and not name.startswith(classifier):
@@ -265,20 +248,11 @@ def _network(root: Path, config: Mapping[str, Any]) -> nn.Module:
     arguments = {**(config.get("model_args") or {}), "num_classes": config["num_classes"]}
     try:
         return timm.create_model(architecture, pretrained=False, **arguments)
-    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except TIMM_ERRORS as error:
         raise ReleaseError(
             f"{root / CONFIG_FILE}: {architecture} cannot be built with its model_args ({error}); restore it from "
             "the release"
         ) from None
-
-
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file; another format, pickle above all, or a missing or damaged file is refused."""
-    if path.is_file() and path.suffix != ".safetensors":
-        raise ReleaseError(
-            f"{path}: is a {path.suffix or 'nameless'} file; only .safetensors is read: pickled weights can run code"
-        )
-    return open_safetensors(path, load_file)
 
 
 # Which parameters are the last layer, the head and the backbone
@@ -306,7 +280,7 @@ def head_names(network: Any) -> list[str]:
     return [name for name, module in network.named_modules() if id(module) in ids]
 
 
-def _prefixes(modules: Iterable[str]) -> tuple[str, ...]:
+def prefixes(modules: Iterable[str]) -> tuple[str, ...]:
     """How the names of the tensors of these modules begin, for `str.startswith`."""
     return tuple(f"{name}." for name in modules)
 
@@ -318,7 +292,7 @@ def head_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 def backbone_state(network: nn.Module) -> dict[str, torch.Tensor]:
     """Weights and statistics of all but the head, by name."""
-    head = _prefixes(head_names(network))
+    head = prefixes(head_names(network))
     return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(head)}
 
 
@@ -331,7 +305,7 @@ def freeze(network: nn.Module, frozen: Sequence[str]) -> None:
         for name in frozen:
             network.get_submodule(name).requires_grad_(False).eval()
         return
-    head = _prefixes(head_names(network))
+    head = prefixes(head_names(network))
     # Parameter by parameter: some, such as a vision transformer's position embedding, belong to no module inside.
     for name, parameter in network.named_parameters():
         if not name.startswith(head):

@@ -1,4 +1,4 @@
-"""The model card of a release, rendered from its metrics.json."""
+"""The model card of a release, rendered from its metrics.json, and the page of an evaluation."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from timm.models import get_pretrained_cfg
 from torch.utils.flop_counter import FlopCounterMode
 
 from leukoscope import LeukoscopeError, ReleaseError
-from leukoscope.data.registry import DATASETS, trained_on, trained_on_fields_of_view
+from leukoscope.data.registry import DATASETS
 from leukoscope.evaluation import plots
 from leukoscope.evaluation.metrics import NOT_KNOWN
 from leukoscope.files import disk_errors, resource_file, write_atomic
 from leukoscope.inference.gradcam import is_map_of_channels
+from leukoscope.inference.prediction import WITHOUT_CLASS
 from leukoscope.inference.predictor import Predictor
 from leukoscope.models.build import FROM_HUB, FROM_SCRATCH
 from leukoscope.models.hub_download import parse_hub_id
-from leukoscope.models.map_check import EVIDENCE_METHOD, MAP_BLOCKS, MapCheck
+from leukoscope.models.metrics import METRICS_FILE, Figures, Intervals, MapChecks, Metrics, Rate, Robustness
 from leukoscope.models.recipes import TIMM
 from leukoscope.models.release import (
     CARD_FILE,
     FIGURES_FOLDER,
-    METRICS_FILE,
+    PREDICTIONS_FOLDER,
     WEIGHTS_FILE,
     folder_name,
     read_config,
@@ -36,15 +37,18 @@ from leukoscope.models.release import (
     read_release,
 )
 from leukoscope.models.weights import load_release
-from leukoscope.reports import formatting, release_tables
+from leukoscope.progress import note
+from leukoscope.reports import tables
 from leukoscope.synthetic import PHANTOM_LABELS, SMEAR_LABELS, draw_cell, smear_picture
 
 CARD_TEMPLATE = "model_card/template.md"
+EVALUATION_TEMPLATE = "model_card/evaluation.md"
+WORST_SUBJECTS = 10  # of an evaluation's page
 _NEEDED = ("labels", "data", "recipe", "training", "evaluations")  # of metrics.json
 # Plot → its alt text; a card shows the first that its release has.
 CARD_PLOTS = {
-    "subjects": "Accuracy of each subject's cells, by class, from networks that never saw the subject",
-    "confusion": "Confusion matrix: cells of each true class by predicted class, counts and shares",
+    "subjects": "Accuracy of each {unit}'s {pictures}, by class, from networks that never saw the {unit}",
+    "confusion": "Confusion matrix: {pictures} of each true class by predicted class, counts and shares",
 }
 # Start weights from a file, of the releases that come along; those networks were published under Apache 2.0 or BSD.
 _OWN_START_WEIGHTS = (
@@ -69,60 +73,43 @@ def render_card(release: Path, *, hub_id: str = "", licence: str = "") -> str:
     """
     metrics = _measured(release)
     config = read_config(release)
-    unit = metrics["data"]["unit"]
+    unit = metrics.data.unit
     name = hub_id.split("/")[-1] or folder_name(release)
     licence = licence or default_licence(metrics)
-    training = metrics["training"]
     has_weights = (release / WEIGHTS_FILE).is_file()
     size = dict.fromkeys(("parameters", "macs", "file"), "–")
     has_map = True
     if has_weights:
         size, has_map = _measure_network(release)
-    unseen = release_tables.unseen_evaluation(metrics)
-    in_fields = trained_on_fields_of_view(metrics)
+    unseen = metrics.unseen_evaluation
+    pictures = "fields of view" if metrics.takes_fields else "cells"
     # `ModelCard.from_template` renders a missing value as nothing, and would run a template within metrics.json.
-    body = formatting.rendered(
+    body = tables.rendered(
         resource_file(CARD_TEMPLATE),
-        **{key: block for key, block in metrics.items() if key != "notice"},
+        **{block: content for block, content in metrics if block != "notice"},
         metrics=metrics,
         name=name,
         hub_id=hub_id,
         model=hub_id or f"path/to/{folder_name(release)}",
-        licence=licence,
-        unit=unseen["split"]["disjoint_by"] if unseen else unit,
-        picture="field of view" if in_fields else "cell",
-        pictures="fields of view" if in_fields else "cells",
-        people=unseen is not None,
-        perhaps_seen=unseen is not None and unseen["estimates"] == NOT_KNOWN,
+        unit=unseen.split.disjoint_by if unseen else unit,
+        picture="field of view" if metrics.takes_fields else "cell",
+        pictures=pictures,
+        people=unseen,
+        perhaps_seen=unseen is not None and unseen.estimates == NOT_KNOWN,
         preprocessing=config["pretrained_cfg"],
         size=size,
-        figures={plot: _alt_text(plot, unit, in_fields=in_fields) for plot in _plots_shown(release)},
-        recognised_table=release_tables.recognised_table,
-        healthy_with_class=release_tables.healthy_with_class,
-        robustness_table=release_tables.robustness_table,
-        frequencies=training.get("output_frequencies") or training.get("class_frequencies"),
-        map_checks=_map_checks(metrics),
-        has_map="heat_maps" in metrics or has_map,
-        published=bool(getattr(DATASETS.get(metrics["data"]["name"]), "url", "")),
-        new_aliases=formatting.new_aliases(metrics),
+        figures={plot: CARD_PLOTS[plot].format(unit=unit, pictures=pictures) for plot in _plots_shown(release)},
+        recognised_table=tables.recognised_table,
+        healthy_with_class=tables.healthy_with_class,
+        robustness_table=tables.robustness_table,
+        map_checks=list(filter(None, (metrics.heat_maps, metrics.occlusion_maps))) or [MapChecks()],
+        has_map=metrics.heat_maps is not None or has_map,
+        has_predictions=(release / PREDICTIONS_FOLDER).is_dir(),
+        published=bool(getattr(DATASETS.get(metrics.data.name), "url", "")),
+        new_aliases=tables.new_aliases(metrics),
     )
     data = _card_data(metrics, name, licence=licence, widget=_widget(release) if has_weights else None)
     return str(ModelCard.from_template(data, template_str=CARD_LAYOUT, body=body))
-
-
-def _alt_text(plot: str, unit: str, *, in_fields: bool) -> str:
-    """The alternative text of a plot, in the words for its data's subjects and pictures."""
-    text = CARD_PLOTS[plot].replace("subject", unit)
-    if in_fields:
-        text = text.replace("cells", "fields of view")
-    return text
-
-
-def _map_checks(metrics: Mapping[str, Any]) -> list[tuple[MapCheck, Mapping[str, Any]]]:
-    """The finding and the block of each kind of maps that was checked; where none was, Grad-CAM's finding says so."""
-    blocks = {method: metrics.get(name) or {} for method, name in MAP_BLOCKS.items()}
-    checked = {method: block for method, block in blocks.items() if block} or {EVIDENCE_METHOD: {}}
-    return [(MapCheck.from_metrics(metrics, method), block) for method, block in checked.items()]
 
 
 def _plots_shown(release: Path) -> list[str]:
@@ -173,53 +160,53 @@ def _scores(probabilities: Mapping[str, float]) -> list[dict[str, Any]]:
 
 def write_card(release: Path, *, hub_id: str = "", licence: str = "") -> Path:
     """Draw the release's plots and render the card into its README.md; arguments and errors as of `render_card`."""
-    _measured(release)  # raises before a plot is drawn
+    for missing in _measured(release).filled_in:  # raises before a plot is drawn
+        note(f"{release / METRICS_FILE}: of an older version, read with {missing}")
     draw_plots(release)
     card = render_card(release, hub_id=hub_id, licence=licence)
     with disk_errors(f"{release / CARD_FILE}: cannot be written", "check who may write there"):
         return write_atomic(release / CARD_FILE, card)
 
 
-def _measured(release: Path) -> dict[str, Any]:
+def _measured(release: Path) -> Metrics:
     metrics = read_metrics(release)
-    missing = [block for block in _NEEDED if block not in metrics]
+    missing = [block for block in _NEEDED if block not in metrics.model_fields_set]
     if missing:
         raise ReleaseError(
             f"{release / METRICS_FILE}: missing, or without {missing[0]!r}; a card is rendered from the measurements "
             "that `leukoscope train` and `leukoscope protocol` write there"
         )
-    if metrics["data"]["name"] == "imagefolder":
-        metrics["data"] |= {"title": "The author's own cells", "licence": ""}
+    if metrics.data.name == "imagefolder":
+        metrics.data.title = "The author's own cells"
+        metrics.data.licence = ""
     return metrics
 
 
-def _card_data(
-    metrics: Mapping[str, Any], name: str, *, licence: str, widget: list[dict[str, Any]] | None
-) -> ModelCardData:
+def _card_data(metrics: Metrics, name: str, *, licence: str, widget: list[dict[str, Any]] | None) -> ModelCardData:
     """The card's YAML front matter: a description of the model, and its test results."""
-    dataset = _hub_dataset(metrics["data"]["name"])
+    dataset = _hub_dataset(metrics.data.name)
     base_model = _base_model(metrics)
     results = list(_eval_results(metrics))
     return ModelCardData(
         license=licence or None,
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "transformers", "leukoscope", "leukaemia", "blood-cells"],
+        tags=["image-classification", "timm", "transformers", "leukoscope", "medical", "leukaemia", "blood-cells"],
         datasets=[dataset] if dataset else None,
         base_model=base_model,
         base_model_relation="finetune" if base_model else None,
-        metrics=["f1", "accuracy", "roc_auc"],
+        metrics=["f1", "roc_auc"],
         eval_results=results or None,
         model_name=name if results else None,
         widget=widget,
     )
 
 
-def default_licence(metrics: Mapping[str, Any]) -> str:
+def default_licence(metrics: Metrics) -> str:
     """The licence of weights whose author named none: "apache-2.0" where data and start weights allow it, else ""."""
-    if metrics["data"]["name"] not in DATASETS.keys() - {"imagefolder"}:
+    if metrics.data.name not in DATASETS.keys() - {"imagefolder"}:
         return ""
-    if metrics["training"]["start_weights"] in (FROM_SCRATCH, *_OWN_START_WEIGHTS):
+    if metrics.training.start_weights in (FROM_SCRATCH, *_OWN_START_WEIGHTS):
         return "apache-2.0"
     base_model = _base_model(metrics) or ""
     try:
@@ -239,55 +226,45 @@ class _Measurement:
     config: str
     detail: str
     estimates: str
-    metrics: Mapping[str, float | None]
+    figures: Mapping[str, float | None]
 
 
-def _measurements(metrics: Mapping[str, Any]) -> list[_Measurement]:
+def _measurements(metrics: Metrics) -> list[_Measurement]:
     """The outside check, where there is one, then the first evaluation on unseen subjects, or else the first."""
     measurements = []
-    further = metrics.get("further_subjects")
+    further = metrics.further_subjects
     if further:
-        values = {
-            key: estimate["value"]
-            for key, estimate in further.items()
-            if isinstance(estimate, Mapping) and "value" in estimate
-        }
-        weights = "these weights"
-        if further["earlier_weights"]:
-            weights = "earlier weights"
-        detail = f"{further['subjects']} further subjects"
-        measurements.append(_Measurement("further_subjects", detail, weights, values))
-    blocks = [block for block in metrics["evaluations"] if block["name"] != "recalibration"]
-    unseen = [block for block in blocks if block["split"]["disjoint_by"] != "cell"]
-    for block in (unseen or blocks)[:1]:
-        detail = block["split"]["detail"]
-        measurements.append(_Measurement(block["name"], detail, block["estimates"], block["metrics"]))
+        figures = {key: estimate.value for key, estimate in further.figures.items()}
+        weights = "earlier weights" if further.earlier_weights else "these weights"
+        measurements.append(_Measurement("further_subjects", f"{further.subjects} further subjects", weights, figures))
+    own = [evaluation for evaluation in metrics.evaluations if evaluation.name != "recalibration"]
+    unseen = [evaluation for evaluation in own if evaluation.is_unseen]
+    for test in (unseen or own)[:1]:
+        measurements.append(_Measurement(test.name, test.split.detail, test.estimates, dict(test.metrics)))
     return measurements
 
 
-def _eval_results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
-    data = metrics["data"]
-    weighing = f"each {data['unit']} weighing the same"
+def _eval_results(metrics: Metrics) -> Iterator[EvalResult]:
+    data = metrics.data
     kinds = (
-        ("roc_auc", "auroc_by_subject", f"AUROC, {weighing}"),
-        ("balanced_accuracy", "balanced_accuracy_by_subject", f"balanced accuracy, {weighing}"),
+        ("roc_auc", "auroc_by_subject", f"AUROC by {data.unit}"),
+        ("balanced_accuracy", "balanced_accuracy_by_subject", f"balanced accuracy by {data.unit}"),
         ("f1", "f1_weighted", "weighted F1"),
-        ("roc_auc", "auroc", "AUROC"),
     )
     for measurement in _measurements(metrics):
         for metric_type, key, name in kinds:
-            figure = measurement.metrics.get(key)
+            figure = measurement.figures.get(key)
             if figure is None:
                 continue
             yield EvalResult(
                 task_type="image-classification",
-                dataset_name=f"{data['title']} — {measurement.detail}",
-                dataset_type=_hub_dataset(data["name"]) or data["name"],
+                dataset_name=f"{data.title} — {measurement.detail}; estimates: {measurement.estimates}",
+                dataset_type=_hub_dataset(data.name) or data.name,
                 # Results of one data set, config and split are merged when a card is loaded and saved.
                 dataset_config=measurement.config,
                 dataset_split="test",
                 metric_type=metric_type,
-                metric_name=f"{name}; estimates: {measurement.estimates}",
+                metric_name=name,
                 metric_value=round(figure, 3),
             )
 
@@ -302,19 +279,14 @@ def _hub_dataset(name: str) -> str | None:
         return None
 
 
-def _base_model(metrics: Mapping[str, Any]) -> str | None:
+def _base_model(metrics: Metrics) -> str | None:
     """The Hub repository of the start weights; None for a file, a folder or random weights."""
-    training = metrics["training"]
-    started_from = training.get("started_from")
+    started_from = metrics.training.started_from
     if started_from:
-        if started_from["revision"]:
-            return started_from["release"]
-        return None
-    base_model = metrics["recipe"].get("base_model")
-    is_from_hub = base_model and training["start_weights"] == f"{FROM_HUB}{base_model}"
-    if is_from_hub:
-        return base_model
-    return None
+        return started_from.release if started_from.revision else None
+    base_model = metrics.recipe.base_model
+    is_from_hub = base_model and metrics.training.start_weights == f"{FROM_HUB}{base_model}"
+    return base_model if is_from_hub else None
 
 
 def draw_examples(release: Path) -> list[Path]:
@@ -331,7 +303,7 @@ def _example_pictures(release: Path) -> dict[str, np.ndarray]:
     content = read_release(release)
     if set(content.labels) == set(SMEAR_LABELS):
         return {label: smear_picture(label, 0) for label in SMEAR_LABELS}
-    info = trained_on(content.metrics) or DATASETS["imagefolder"]
+    info = content.metrics.dataset or DATASETS["imagefolder"]
     side = 2 * content.preprocessing.image_size
     pictures = {}
     for number, label in enumerate(PHANTOM_LABELS):
@@ -343,17 +315,39 @@ def _example_pictures(release: Path) -> dict[str, np.ndarray]:
 def draw_plots(release: Path) -> list[Path]:
     """Draw the plot of a card; equal metrics give an equal file."""
     metrics = read_metrics(release)
-    block = release_tables.unseen_evaluation(metrics) or next(iter(metrics["evaluations"]), None)
-    if block is None:
+    evaluation = metrics.unseen_evaluation or metrics.first_evaluation
+    if evaluation is None:
         return []
-    measured = block["metrics"]
-    if block.get("folds") and measured.get("subjects"):
+    figures = evaluation.metrics
+    if evaluation.folds and figures.subjects:
         name = "subjects"
-        figure = plots.subject_strip(measured["subjects"], metrics["labels"], metrics["data"]["unit"])
+        figure = plots.subject_strip(figures.subjects, metrics.labels, metrics.data.unit)
     else:
         name = "confusion"
-        figure = plots.confusion_plot(measured["confusion_matrix"], metrics["labels"])
+        figure = plots.confusion_plot(figures.confusion_matrix, metrics.labels)
     folder = release / FIGURES_FOLDER
     with disk_errors(f"{folder}: the plot cannot be written there", "check who may write there"):
         folder.mkdir(exist_ok=True)
         return [plots.save_plot(figure, folder / f"{name}.png")]
+
+
+def evaluation_text(evaluation: Mapping[str, Any]) -> str:
+    """Render the content of evaluation.json as Markdown."""
+    figures = Figures.model_validate(evaluation["metrics"])
+    intervals = evaluation["intervals"]
+    typed = Intervals.model_validate({**intervals, "by_subject": intervals["by_subject"] or {}})
+    values: dict[str, Any] = {
+        **evaluation,
+        "without_class": {name: n for name, n in evaluation["decisions"]["outcomes"].items() if name in WITHOUT_CLASS},
+        "metrics_table": tables.metrics_table(evaluation["figures"], typed, evaluation["unit"]),
+        "confusion_table": tables.confusion_table(figures, list(figures.per_class)),
+        "subjects_table": tables.subjects_table(figures, evaluation["unit"], most=WORST_SUBJECTS),
+    }
+    rule = evaluation["subject_rule"]
+    if rule:
+        rates = {key: Rate.model_validate(rule[key]) for key in ("sensitivity", "specificity")}
+        values["subject_rule"] = {**rule, **rates}
+    if "robustness" in evaluation:
+        robustness = Robustness.model_validate(evaluation["robustness"])
+        values["robustness_table"] = tables.robustness_table(robustness, list(figures.per_class))
+    return tables.rendered(resource_file(EVALUATION_TEMPLATE), **values)

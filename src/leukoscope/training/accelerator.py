@@ -8,6 +8,7 @@ import os
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -21,7 +22,8 @@ from leukoscope.models.recipes import Recipe
 from leukoscope.progress import note
 from leukoscope.training.config import TrainingConfig
 
-TRAINING_PRECISIONS = ("no", "fp16", "bf16")
+_IN_FOLDER_NAMES = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
+TRAINING_PRECISIONS = tuple(_IN_FOLDER_NAMES)
 # How torchrun, `accelerate launch` and three kinds of MPI tell a process how many they started.
 _LAUNCHED_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"
@@ -37,12 +39,12 @@ class Precision:
     Attributes:
         name: one of `TRAINING_PRECISIONS`.
         reason: what chose it.
-        bf16_is_emulated: this device computes in bf16 only by emulation, far slower than in float32.
+        usual: the name of the one that this device would have by default.
     """
 
     name: str
     reason: str
-    bf16_is_emulated: bool
+    usual: str
 
 
 def cpu_has_bf16() -> bool:
@@ -61,35 +63,44 @@ def choose_precision(config: TrainingConfig, recipe: Recipe, on_gpu: bool) -> Pr
         emulated = not torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         emulated = not cpu_has_bf16()
+    usual, reason = _default_precision(recipe, on_gpu, emulated)
     # `accelerate launch` always sets it: to "no" where neither its flag nor its configuration names one.
     launched = os.environ.get(_LAUNCHED_PRECISION)
-    if config.run.mixed_precision:
-        chosen = Precision(config.run.mixed_precision, "--mixed_precision", emulated)
-        flag = "--mixed_precision"
-    elif launched:
-        chosen = Precision(launched, "accelerate launch", emulated)
+    name = config.run.mixed_precision or launched
+    if not name:
+        return Precision(usual, reason, usual)
+    flag = "--mixed_precision"
+    if not config.run.mixed_precision:
         flag = "accelerate launch --mixed_precision"
-    else:
-        return _default_precision(recipe, on_gpu, emulated)
-    if chosen.name not in TRAINING_PRECISIONS:
-        raise ConfigError(f"{flag} {chosen.name}: unknown; give one of {', '.join(TRAINING_PRECISIONS)}")
-    if chosen.name == "fp16" and not on_gpu:
+    if name not in TRAINING_PRECISIONS:
+        raise ConfigError(f"{flag} {name}: unknown; give one of {', '.join(TRAINING_PRECISIONS)}")
+    if name == "fp16" and not on_gpu:
         raise ConfigError(f"{flag} fp16: needs a GPU, and this run has none; give bf16 or no")
-    return chosen
+    reason = flag.removesuffix(" --mixed_precision")
+    if name == "bf16" and emulated:
+        reason += ", slowly: this device has no bf16 units"
+    return Precision(name, reason, usual)
 
 
-def _default_precision(recipe: Recipe, on_gpu: bool, emulated: bool) -> Precision:
+def _default_precision(recipe: Recipe, on_gpu: bool, emulated: bool) -> tuple[str, str]:
     if on_gpu and emulated:
-        return Precision("fp16", "this GPU has no bf16 units", emulated)
+        return "fp16", "this GPU has no bf16 units"
     if on_gpu:
-        return Precision("bf16", "the default on a GPU", emulated)
+        return "bf16", "the default on a GPU"
     if emulated and recipe.cpu_precision == "bf16":
-        return Precision("no", "this processor has no bf16 units", emulated)
-    return Precision(recipe.cpu_precision, "the recipe's default on a CPU", emulated)
+        return "no", "this processor has no bf16 units"
+    return recipe.cpu_precision, "the recipe's default on a CPU"
+
+
+def _output_dir(config: TrainingConfig, precision: Precision) -> Path:
+    """--output_dir, else a folder named for data set, recipe and a precision other than the device's default."""
+    if config.run.output_dir or precision.name == precision.usual:
+        return config.output_dir
+    return config.output_dir.with_name(f"{config.output_dir.name}-{_IN_FOLDER_NAMES[precision.name]}")
 
 
 def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
-    """Make the accelerator for CPU, GPU or several, and print its precision and what chose it.
+    """Make the accelerator for CPU, GPU or several, and print its precision; its `project_dir` is the run folder.
 
     Raises:
         LeukoscopeError: as `choose_precision`; processes that a launcher started and that do not know of each other; or
@@ -111,7 +122,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=precision.name,
         log_with=config.run.report_to,
-        project_dir=config.output_dir,
+        project_dir=_output_dir(config, precision),
         # Given here, it is not taken from the environment, which a checkpoint does not record.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.run.gradient_accumulation_steps),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.run.seed),
@@ -119,7 +130,9 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
     _require_connected_processes(accelerator, config)
-    _print_device(accelerator, precision, on_gpu)
+    note(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
+    hint = "" if config.run.mixed_precision else "; --mixed_precision chooses another"
+    note(f"precision {precision.name}: {precision.reason}{hint}")
     _require_working_device(accelerator)
     _use_all_cores(accelerator)
     return accelerator
@@ -136,21 +149,6 @@ def _require_connected_processes(accelerator: Accelerator, config: TrainingConfi
             f"{launched} processes were started and each would train alone into --output_dir {config.output_dir}: "
             "Accelerate found no GPU for them; set ACCELERATE_USE_CPU=true before the command (in a notebook "
             "os.environ['ACCELERATE_USE_CPU'] = 'true' before notebook_launcher), or start one process"
-        )
-
-
-def _print_device(accelerator: Accelerator, precision: Precision, on_gpu: bool) -> None:
-    hint = "; --mixed_precision chooses another"
-    if precision.reason.startswith("--"):
-        hint = ""
-    note(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
-    note(f"precision {precision.name}: {precision.reason}{hint}")
-    if precision.name == "bf16" and precision.bf16_is_emulated:
-        device = "GPU" if on_gpu else "processor"
-        faster = "fp16" if on_gpu else "no"
-        note(
-            f"  this {device} has no bf16 units, so a step takes several times as long as with "
-            f"--mixed_precision {faster}"
         )
 
 

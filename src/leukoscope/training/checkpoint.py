@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,17 +26,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from leukoscope import ConfigError, ReleaseError
 from leukoscope.files import atomic_folder, disk_errors
 from leukoscope.progress import note
-from leukoscope.training.identity import RunIdentity
-from leukoscope.training.run_folder import (
-    CHECKPOINT_STATE,
-    CHECKPOINT_TENSORS,
-    RESUME_LATEST,
-    RunFolder,
-    remove_half_written,
-)
+from leukoscope.training.run_folder import CHECKPOINT_STATE, CHECKPOINT_TENSORS, RunFolder, remove_half_written
+
+CHECKPOINTS_KEPT = 2  # the second is for when the last is damaged
 
 
 @dataclass(frozen=True)
@@ -55,17 +50,15 @@ class Checkpoints:
 
     Attributes:
         folder: `RunFolder.checkpoints`.
-        identity: of this run; a checkpoint of another one is refused.
         each_epoch: whether one is written after every epoch.
         every_steps: one is written also after so many steps; None for not.
         resumed: the checkpoint that the run continues from, after `resume` has read one.
     """
 
-    def __init__(self, run_folder: RunFolder, identity: RunIdentity, *, steps: str = "epoch"):
+    def __init__(self, run_folder: RunFolder, *, steps: str = "epoch"):
         """`steps` is the value of --checkpointing_steps."""
         self._run_folder = run_folder
         self.folder = self._run_folder.checkpoints
-        self.identity = identity
         self.each_epoch = steps != "no"
         self.every_steps = int(steps) if steps.isdecimal() else None
         self.resumed: Checkpoint | None = None
@@ -76,74 +69,51 @@ class Checkpoints:
         Raises:
             LeukoscopeError: it cannot be written; the earlier ones are untouched.
         """
-        target = self._run_folder.next_checkpoint(epoch, step)
+        earlier = self._run_folder.checkpoint_folders()
+        number = 1 + (int(earlier[-1].name[:5]) if earlier else 0)
+        target = self.folder / f"{number:05d}-epoch-{epoch}-step-{step}"
         otherwise = "resume from the one before with --resume_from_checkpoint latest"
+        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
         with disk_errors(f"{target}: the checkpoint cannot be written", otherwise):
             remove_half_written(self.folder)
             with atomic_folder(target) as temporary:
                 temporary.mkdir()
-                self._write(checkpoint, temporary)
-        self._run_folder.remove_old_checkpoints()
+                save_file(tensors, temporary / CHECKPOINT_TENSORS)
+                record = {"values": checkpoint.values, "sha256": _digest(temporary, checkpoint.values)}
+                (temporary / CHECKPOINT_STATE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        for folder in earlier[: 1 - CHECKPOINTS_KEPT]:
+            shutil.rmtree(folder)
         return target
 
-    def _write(self, checkpoint: Checkpoint, folder: Path) -> None:
-        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
-        save_file(tensors, folder / CHECKPOINT_TENSORS)
-        record: dict[str, Any] = {"identity": asdict(self.identity), "values": checkpoint.values}
-        record["sha256"] = _digest(folder / CHECKPOINT_TENSORS, record)
-        (folder / CHECKPOINT_STATE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-
-    def resume(self, which: str) -> None:
-        """Read into `resumed` the checkpoint in the folder `which`, or the last whole one for "latest".
-
-        Raises:
-            ReleaseError: a damaged checkpoint that was named. ConfigError: a checkpoint of another run.
-        """
-        if which == RESUME_LATEST:
-            candidates = reversed(self._run_folder.checkpoint_folders())
-        else:
-            candidates = iter([Path(which)])
-        for path in candidates:
-            whole = _read(path)
-            if whole is not None:
-                checkpoint, identity = whole
-                self._require_same_run(path, identity)
-                self.resumed = checkpoint
+    def resume(self) -> None:
+        """Read the last whole checkpoint into `resumed`; without one, the run starts at the beginning."""
+        for path in reversed(self._run_folder.checkpoint_folders()):
+            self.resumed = _read(path)
+            if self.resumed is not None:
                 note(f"resuming from {path}")
                 return
-            if which != RESUME_LATEST:
-                raise ReleaseError(f"{path}: is damaged or not a checkpoint; give {RESUME_LATEST}, or another one")
             note(f"{path}: is damaged; the checkpoint before it is used")
         note(f"{self.folder}: holds no complete checkpoint; training starts at the beginning")
 
-    def _require_same_run(self, path: Path, identity: RunIdentity) -> None:
-        different = identity.differences(self.identity)
-        if different:
-            raise ConfigError(
-                f"{path}: is a checkpoint of a run with other settings ({', '.join(different)}); give the earlier "
-                "settings, or start a new run in another --output_dir"
-            )
 
-
-def _read(folder: Path) -> tuple[Checkpoint, RunIdentity] | None:
-    """A checkpoint and the identity of its run; None where its files are not what was written."""
+def _read(folder: Path) -> Checkpoint | None:
+    """A checkpoint; None where its files are not what was written."""
     try:
         record = json.loads((folder / CHECKPOINT_STATE).read_text(encoding="utf-8"))
-        digest = record.pop("sha256")
-        if digest != _digest(folder / CHECKPOINT_TENSORS, record):
+        if record["sha256"] != _digest(folder, record["values"]):
             return None
         # Cloned, because what is loaded stays tied to its file, which will be removed in time.
         tensors = {name: tensor.clone() for name, tensor in load_file(folder / CHECKPOINT_TENSORS).items()}
-        return Checkpoint(tensors, record["values"]), RunIdentity(**record["identity"])
+        return Checkpoint(tensors, record["values"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return None
 
 
-def _digest(tensors: Path, record: Mapping[str, Any]) -> str:
-    """sha256 over the tensors' file and everything else."""
-    with tensors.open("rb") as file:
+def _digest(folder: Path, values: Mapping[str, Any]) -> str:
+    """sha256 over a checkpoint's file of tensors and everything else."""
+    with (folder / CHECKPOINT_TENSORS).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
-    digest.update(json.dumps(record, sort_keys=True).encode())
+    digest.update(json.dumps(values, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from collections.abc import Callable, Mapping, Sequence
-from copy import copy
-from dataclasses import asdict, dataclass, field, fields, replace
+from argparse import HelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
+import yaml
 from pydantic import Field
+from transformers import HfArgumentParser
 
-from leukoscope import ConfigError, LeukoscopeError
-from leukoscope.data.cell_tables import SUBJECT_COLUMNS
+from leukoscope import ConfigError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.loading import load_cells
 from leukoscope.data.registry import DATASETS
 from leukoscope.data.splits import Strategy
 from leukoscope.models.build import StartWeights
-from leukoscope.models.recipes import RECIPES, Recipe, get_recipe, with_overrides, with_values
-from leukoscope.training.flag_file import read_flag_file
+from leukoscope.models.recipes import RECIPES, Recipe, checker, get_recipe, with_overrides, with_values
+from leukoscope.plain_yaml import read_yaml
 
 _DEFAULT_RECIPE = "densenet121"
 # Fields of the recipe that flags set.
@@ -38,11 +37,9 @@ _RECIPE_FLAGS = {
     "learning_rate": "learning_rate",
     "weight_decay": "weight_decay",
 }
-# Flags that do not change what a run computes. Of folders and files the content does: `identity` compares it.
+# Flags that change neither the weights nor what is measured of them on the test side.
 NOT_THE_RESULT = (
     "output_dir",
-    "train_dir",
-    "pretrained_weights",
     "checkpointing_steps",
     "resume_from_checkpoint",
     "report_to",
@@ -52,9 +49,10 @@ NOT_THE_RESULT = (
     "hub_model_id",
     "hub_private",
 )
-_SPLIT_FLAGS = ("split", "split_file", "fold", "num_folds", "train_folds", "test_folds", "no_validation")
+SPLIT_FLAGS = ("split", "split_file", "fold", "train_folds", "test_folds", "no_validation")
+_COLUMN_FLAGS = ("image_column_name", "file_column", "label_column_name", "subject_column", "split_column")
+_SOURCE_FLAGS = ("dataset_name", "train_dir", "subject_pattern", "subject_folders", "labels", *_COLUMN_FLAGS)
 _PATH_FLAGS = ("train_dir", "split_file", "labels", "pretrained_weights")
-_NOT_IN_COMMAND = tuple(flag for flag in NOT_THE_RESULT if flag not in _PATH_FLAGS)
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -72,17 +70,24 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    dataset_name: str = _flag("phantoms", f"{', '.join(DATASETS)}, or a Hub data-set id (owner/name).")
+    dataset_name: str = _flag(
+        "phantoms", f"{', '.join(DATASETS)}, or a Hub data-set id, owner/name (default: phantoms)."
+    )
     train_dir: str | None = _flag(None, "Local folder with the cells; without it the data set's Hub copy is used.")
     subject_pattern: str | None = _flag(
         None, "imagefolder: regular expression over the path below train_dir with a group (?P<subject>…)."
     )
+    subject_folders: bool = _flag(False, "imagefolder: the innermost folder of a picture is its subject.")
     labels: str | None = _flag(None, "imagefolder: table of the cells: file, and label, subject or both.")
-    image_column_name: str = _flag("image", "Column of images of a Hub data set.")
-    label_column_name: str = _flag("label", "Column of labels, in a Hub data set or in imagefolder's table.")
-    subject_column: str | None = _flag(
-        None, f"Hub data sets: the column of subjects (default: the first of {', '.join(SUBJECT_COLUMNS)})."
+    image_column_name: str = _flag("image", "Column of images of a Hub data set (default: image).")
+    file_column: str = _flag("", "Column of file names, in a table or a Hub data set (default: file, image_path, …).")
+    label_column_name: str = _flag(
+        "label", "Column of classes, in a table or a Hub data set (default: label); none: folders name them."
     )
+    subject_column: str = _flag(
+        "", "Column of subjects, in a table or a Hub data set (default: subject, patient_id, donor, …)."
+    )
+    split_column: str = _flag("", "Column of the data set's own split (default: split, subset, …); none leaves it out.")
     positive_label: str | None = _flag(
         None, "The positive class of two, which sensitivity is about (default: the data set's, if it names one)."
     )
@@ -97,10 +102,10 @@ class DataArguments:
         "some; else subject).",
     )
     split_file: str | None = _flag(None, "Use the split.json of an earlier run.")
-    fold: int = _flag(0, "subject-cv, block-cv, random-cv: the fold that is tested.")
-    num_folds: int = _flag(5, "subject-cv, block-cv, random-cv: number of folds.")
-    train_folds: list[str] = _flag(["fold_0"], "official: folds to train on.")
-    test_folds: list[str] = _flag(["fold_1"], "official: folds to test on.")
+    fold: int = _flag(0, "subject-cv, block-cv, random-cv: the fold that is tested (default: 0).")
+    num_folds: int = _flag(5, "subject-cv, block-cv, random-cv: number of folds (default: 5).")
+    train_folds: list[str] = _flag(["fold_0"], "official: folds to train on (default: fold_0).")
+    test_folds: list[str] = _flag(["fold_1"], "official: folds to test on (default: fold_1).")
     no_validation: bool = _flag(
         False,
         "Train on the validation cells, too, and keep the last epoch. For the splits subject-cv, block-cv, random-cv "
@@ -112,15 +117,7 @@ class DataArguments:
     @property
     def source(self) -> dict[str, Any]:
         """The flags that say which cells are loaded, as `load_cells` takes them."""
-        return {
-            "dataset_name": self.dataset_name,
-            "train_dir": self.train_dir,
-            "subject_pattern": self.subject_pattern,
-            "labels": self.labels,
-            "subject_column": self.subject_column,
-            "image_column_name": self.image_column_name,
-            "label_column_name": self.label_column_name,
-        }
+        return {name: getattr(self, name) for name in _SOURCE_FLAGS}
 
     def load(self, image_size: int) -> LoadedCells:
         """Load the cells for images of `image_size` pixels; errors as of `load_cells`."""
@@ -138,9 +135,8 @@ class ModelArguments:
 
     model_name_or_path: str | None = _flag(
         None,
-        "What to start from: a model of timm (timm/resnet50.a1_in1k, resnet50); a release to fine-tune (a folder, "
-        "owner/name or owner/name@revision; the same classes keep its head); or a folder or Hub repository in timm's "
-        "format.",
+        "What to start from: a model of timm (timm/resnet50.a1_in1k, resnet50); or a release to fine-tune (a folder, "
+        "owner/name or owner/name@revision; the same classes keep its head).",
     )
     recipe: str = _flag(
         _DEFAULT_RECIPE,
@@ -170,7 +166,7 @@ class RunArguments:
     num_train_epochs: int | None = _flag(None, "Epochs (default: the recipe's).")
     per_device_train_batch_size: int | None = _flag(None, "Training batch per process (default: the recipe's).")
     gradient_accumulation_steps: Count = _flag(
-        1, "Batches per optimiser step; one process with N trains like N processes with 1."
+        1, "Batches per optimiser step; one process with N trains like N processes with 1 (default: 1)."
     )
     learning_rate: float | None = _flag(None, "Peak learning rate of the pretrained layers (default: the recipe's).")
     weight_decay: float | None = _flag(None, "Weight decay (default: the recipe's).")
@@ -180,15 +176,18 @@ class RunArguments:
         "and the recipe's choice on a CPU).",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = _flag(
-        0, "Seed of weights, order, augmentation and splits; on a CPU the same seed repeats the run bit by bit."
+        0,
+        "Seed of weights, order, augmentation and splits (default: 0); on a CPU the same seed repeats the run bit by "
+        "bit.",
     )
     deterministic: bool = _flag(False, "Repeat the run bit by bit on a GPU, too, with slower algorithms.")
-    checkpointing_steps: str = _flag(
-        "epoch", "When to write a checkpoint: epoch; a number N: every N steps, too; no: only when a signal stops it."
+    checkpointing_steps: Annotated[str, Field(pattern="^(epoch|no|[1-9][0-9]*)$")] = _flag(
+        "epoch",
+        "When to write a checkpoint: epoch (the default); N: every N steps, too; no: only when a signal stops it.",
     )
-    resume_from_checkpoint: str | None = _flag(
+    resume_from_checkpoint: Literal["latest"] | None = _flag(
         None,
-        "Resume an interrupted run: latest (the default after this flag), or the folder of a checkpoint.",
+        "Resume an interrupted run from its last whole checkpoint, latest (the default after this flag).",
         nargs="?",
         const="latest",
     )
@@ -201,18 +200,20 @@ class RunArguments:
     robustness_cells: Annotated[int, Field(ge=0)] = _flag(
         300,
         "Measure how many classes change when a picture is a little brighter, larger, blurred …, on this many cells of "
-        "the validation side (in protocol: of the tested folds); predicts each cell 23 times. 0: do not measure.",
+        "the validation side (in protocol: of the tested folds); predicts each cell 23 times (default: 300; 0: none).",
     )
     quiet: bool = _flag(False, "No progress and no notes; results and errors are still printed.")
     push_to_hub: bool = _flag(
         False,
-        "Publish the release on the Hugging Face Hub when training ends; `leukoscope release push` has more options.",
+        "Publish the release on the Hugging Face Hub when training ends; `leukoscope release push` does so later.",
     )
     hub_model_id: str | None = _flag(None, "Hub repository to publish to, owner/name.")
     hub_private: bool = _flag(False, "Make the repository private; an existing one must be private.")
 
 
 _FLAG_GROUPS: tuple[Any, ...] = (DataArguments, ModelArguments, RunArguments)
+for _group in _FLAG_GROUPS:
+    checker(_group)  # made now: HfArgumentParser takes the ranges out of the types of the fields that it reads
 
 
 @dataclass(frozen=True)
@@ -229,10 +230,6 @@ class TrainingConfig:
             with_values(group, {}, {name: f"--{name} {setting}" for name, setting in vars(group).items()})
         if self.model.from_scratch and self.model.pretrained_weights:
             raise ConfigError("--from_scratch and --pretrained_weights exclude each other; leave one out")
-        steps = self.run.checkpointing_steps
-        is_number = steps.isdecimal() and int(steps) > 0
-        if steps not in ("epoch", "no") and not is_number:
-            raise ConfigError(f"--checkpointing_steps {steps}: give epoch, no, or a number of steps from 1")
         _require_file("split_file", self.data.split_file)
         _require_file("pretrained_weights", self.model.pretrained_weights)
 
@@ -250,13 +247,8 @@ class TrainingConfig:
         if self.start_weights.from_scratch:
             recipe = replace(recipe, frozen=())
         flags = self.as_dict()
-        settings = {}
-        given_as = {}
-        for name, flag in _RECIPE_FLAGS.items():
-            if flags[flag] is not None:
-                settings[name] = flags[flag]
-                given_as[name] = f"--{flag} {flags[flag]}"
-        return with_values(recipe, settings, given_as)
+        settings = {name: flags[flag] for name, flag in _RECIPE_FLAGS.items() if flags[flag] is not None}
+        return with_values(recipe, settings, {name: f"--{_RECIPE_FLAGS[name]} {settings[name]}" for name in settings})
 
     def _sized_for_smoke_run(self, recipe: Recipe) -> Recipe:
         """The recipe in small, so that a run on phantoms takes a minute."""
@@ -309,12 +301,10 @@ class TrainingConfig:
         """Flags as given, but nothing private: not the run's own folder, and of other paths only the last name."""
         flags = self.as_dict()
         del flags["output_dir"], flags["resume_from_checkpoint"]
-        for flag in _PATH_FLAGS:
-            if flags[flag]:
-                flags[flag] = Path(flags[flag]).name
-        for flag in ("dataset_name", "model_name_or_path"):
-            if flags[flag] and Path(flags[flag]).exists():
-                flags[flag] = Path(flags[flag]).name
+        for flag in (*_PATH_FLAGS, "dataset_name", "model_name_or_path"):
+            path = Path(flags[flag] or "")
+            if path.name and (flag in _PATH_FLAGS or path.exists()):
+                flags[flag] = path.name
         return flags
 
     def command(self) -> str:
@@ -322,7 +312,7 @@ class TrainingConfig:
         defaults = TrainingConfig().as_dict()
         words = ["train.py"]
         for flag, setting in self.public().items():
-            if setting == defaults[flag] or flag in _NOT_IN_COMMAND:
+            if setting == defaults[flag] or flag in NOT_THE_RESULT:
                 continue
             words.append(f"--{flag}")
             if isinstance(setting, list):
@@ -337,159 +327,95 @@ def _require_file(flag: str, path: str | None) -> None:
         raise ConfigError(f"--{flag} {path}: no such file; check the path")
 
 
-# The command line
+# The command line, a file and Python
 
 
-def parse_config(argv: Sequence[str] | None = None, *, command: str = "train.py") -> TrainingConfig:
-    """Read the command line (`sys.argv` when None) of the program `command` into a `TrainingConfig`.
+class _Parser(HfArgumentParser):
+    """Raises `ConfigError` with one line, where argparse prints a usage of 45 lines and ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        named = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)
+        raise ConfigError(f"{named}; `leukoscope train --help` lists all flags")
+
+
+def parse_config(argv: Sequence[str], flags: Mapping[str, Any] | None = None) -> TrainingConfig:
+    """Read a command line into a `TrainingConfig`; what it leaves out is taken from `flags`, by name.
 
     A release that --model_name_or_path names is opened: it gives what the flags leave open.
 
     Raises:
         ConfigError: no such flag, a value of another type, or a release that cannot be fine-tuned.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _make_parser(command)
-    settings, unknown = parser.parse_known_args([*_words_of_file(arguments, parser), *arguments])
-    if unknown:
-        raise ConfigError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0])}")
-    data, model, run = (_flags_of(group, settings) for group in _FLAG_GROUPS)
-    if model["model_name_or_path"]:
-        from leukoscope.training.finetune import follow_model
-
-        model |= follow_model(model)
-    if model["recipe"] is None:
-        model["recipe"] = _DEFAULT_RECIPE
-    run["config"] = None
-    return TrainingConfig(DataArguments(**data), ModelArguments(**model), RunArguments(**run))
-
-
-def _flags_of(group: Any, settings: Namespace) -> dict[str, Any]:
-    return {flag.name: getattr(settings, flag.name) for flag in fields(group)}
-
-
-def _make_parser(command: str) -> ArgumentParser:
-    """The parser of all flags, from the fields of the dataclasses; an error is a `ConfigError` of one line."""
-    from transformers import HfArgumentParser
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            # argparse prints a usage of 45 lines and ends the process.
-            named = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)
-            raise ConfigError(f"{named}; `leukoscope train --help` lists all flags")
-
-    parser = Parser(
-        [_copied(group) for group in _FLAG_GROUPS],
-        prog=command,
-        usage="%(prog)s [flags]",
+    parser = _Parser(
+        _FLAG_GROUPS,
+        usage="leukoscope train [flags]",
         description="Train a classifier of white-blood-cell images; without flags, a small one on synthetic cells. "
         "Where a flag of the network or the run is left out, the recipe decides.",
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,  # the help of each flag names its default
         allow_abbrev=False,
     )
-    # None, so that a recipe that was given differs from the default.
-    parser.set_defaults(recipe=None)
-    return parser
+    # "" differs from a recipe that was named.
+    parser.set_defaults(**{"recipe": "", **_defaults_of(flags or {})})
+    file = parser.parse_known_args(argv)[0].config
+    if file is not None:
+        try:
+            parser.set_defaults(**_defaults_of(_flags_of_file(Path(file))))
+            parser.parse_known_args([])
+        except ConfigError as error:
+            raise ConfigError(f"--config {file}: {error}") from None
+    data, model, run, unknown = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ConfigError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0])}")
+    if model.model_name_or_path:
+        from leukoscope.training.finetune import follow_model
 
-
-def _copied(group: Any) -> Any:
-    """A group of flags with copies of its fields: HfArgumentParser takes the ranges out of the types of what it reads.
-
-    `with_values` checks the ranges of the original.
-    """
-    copied = type(group.__name__, (group,), {})
-    copied.__dataclass_fields__ = {flag.name: copy(flag) for flag in fields(group)}  # type: ignore[attr-defined]
-    return copied
-
-
-class _HelpFormatter(ArgumentDefaultsHelpFormatter):
-    """Help without the second spelling of each flag (--image-size) and without defaults that say nothing."""
-
-    def _format_action_invocation(self, action: Action) -> str:
-        names = [name for name in action.option_strings if "-" not in name[2:]]
-        takes_none = action.nargs == 0 or action.const is True
-        metavar = "" if takes_none else self._format_args(action, "")
-        return f"{', '.join(names)} {metavar}".rstrip()
-
-    def _metavar_formatter(self, action: Action, default_metavar: str) -> Callable[[int], tuple[str, ...]]:
-        return lambda count: (action.dest.upper(),) * count
-
-    def _get_help_string(self, action: Action) -> str | None:
-        default_says_nothing = action.default in (None, "", []) or isinstance(action.default, bool)
-        if default_says_nothing or "(default" in (action.help or ""):
-            return action.help
-        return super()._get_help_string(action)
+        model = replace(model, **follow_model(model))
+    return TrainingConfig(data, replace(model, recipe=model.recipe or _DEFAULT_RECIPE), replace(run, config=None))
 
 
 def _known_flags(unknown: str) -> str:
     """Where the flags are listed, and which of them are most like one that does not exist."""
-    name = _flag_name(unknown)
-    names = [flag.name for group in _FLAG_GROUPS for flag in fields(group)]
+    name = unknown.partition("=")[0].lstrip("-").replace("-", "_")
+    names = TrainingConfig().as_dict()
     # What contains it, such as num_train_epochs for epochs, is likelier than what is spelt like it.
     similar = [flag for flag in names if len(name) > 3 and name in flag] or get_close_matches(name, names, 2)
-    if not similar:
-        return "`leukoscope train --help` lists them all"
     guess = " or ".join(f"--{flag}" for flag in similar[:2])
-    return f"did you mean {guess}? `leukoscope train --help` lists them all"
+    question = f"did you mean {guess}? " if guess else ""
+    return f"{question}`leukoscope train --help` lists them all"
 
 
-def _flag_name(word: str) -> str:
-    """The name of the flag that a word of the command line sets: --num-folds=3 → num_folds."""
-    return word.partition("=")[0].lstrip("-").replace("-", "_")
+def _flags_of_file(file: Path) -> dict[str, Any]:
+    """The flags of a YAML file, by name or, as in args.yaml, under `flags`; values are the text that is written.
 
-
-# Flags from a file, and from Python
-
-
-def _words_of_file(arguments: Sequence[str], parser: ArgumentParser) -> list[str]:
-    """The flags of the file that --config names, as words of the command line; [] where none is named.
-
-    A split on the command line replaces all flags of a split in the file.
+    Raises:
+        ConfigError: no such file, no YAML, or a flag that is set twice.
     """
-    only_config = ArgumentParser(add_help=False, allow_abbrev=False)
-    only_config.add_argument("--config", type=Path)
-    file = only_config.parse_known_args(arguments)[0].config
-    if file is None:
-        return []
-    on_command_line = {_flag_name(word) for word in arguments if word.startswith("--")}
-    replaced = _SPLIT_FLAGS if on_command_line & {"split", "split_file"} else ()
-    flags = read_flag_file(file, _text_flags())
     try:
-        words = words_of({name: setting for name, setting in flags.items() if name not in replaced})
-        _, unread = parser.parse_known_args(words)
-    except LeukoscopeError as error:
-        raise ConfigError(f"--config {file}: {error}") from None
-    if unread:
-        raise ConfigError(f"--config {file}: {unread[0]}: a second value for a flag that takes one; leave it out")
-    return words
+        content = read_yaml(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error).replace("\n", " ")
+        raise ConfigError(f"cannot be read as YAML ({reason}); give a file of flags") from None
+    flags = content.get("flags", content) if isinstance(content, dict) else None
+    if not isinstance(flags, dict):
+        raise ConfigError("holds no flags; write one per line, like `learning_rate: 1e-4`")
+    return flags
 
 
-def _text_flags() -> set[str]:
-    """The flags whose values are text: str, a list of str, or one of several words."""
-    hints = {name: hint for group in _FLAG_GROUPS for name, hint in get_type_hints(group).items()}
-    return {name for name, hint in hints.items() if _is_text(hint)}
+def _defaults_of(flags: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """Flags by name, but for those that are None, as defaults of the parser, which converts text to a flag's type.
 
-
-def _is_text(hint: Any) -> bool:
-    """Whether values of a type are text: str, a list of it, some words, or one of these and None."""
-    return hint is str or isinstance(hint, str) or any(_is_text(part) for part in get_args(hint))
-
-
-def words_of(flags: Mapping[str, Any]) -> list[str]:
-    """Flags by name as words of the command line, but for those that are None or hold no value."""
+    Raises:
+        ConfigError: no such flag.
+    """
     names = TrainingConfig().as_dict()
-    words: list[str] = []
+    defaults: dict[str, str | list[str]] = {}
     for name, setting in flags.items():
         if name not in names or (name == "config" and setting is not None):
             raise ConfigError(f"{name}: no such flag; {_known_flags(str(name))}")
-        if setting is None:
-            continue
-        if isinstance(setting, list | tuple):
-            if setting:
-                words += [f"--{name}", *map(str, setting)]
-        elif setting is False:
-            # YAML reads a plain `no` as false; flags of either type take "no".
-            words.append(f"--{name}=no")
-        else:
-            words.append(f"--{name}={setting}")
-    return words
+        if isinstance(names[name], list) and setting is not None:
+            defaults[name] = [str(text) for text in (setting if isinstance(setting, list | tuple) else [setting])]
+        elif setting is not None:
+            defaults[name] = str(setting)
+    return defaults

@@ -6,6 +6,7 @@ The order of cells (shuffled or balanced by subject), the loaders, and the cache
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -18,23 +19,22 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, default_convert
 
 from leukoscope import ConfigError
-from leukoscope.cache import hold, tidy
+from leukoscope.cache import cache_root, entry_folder, intact, replacing
 from leukoscope.data.augmentation import Augmenter
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.changes import TRAINING_RANGES
-from leukoscope.data.pixel_cache import FramedCells, new_array, read_rows, release_pages
+from leukoscope.data.pixel_cache import FramedCells, read_rows
 from leukoscope.data.preprocessing import Preprocessing
-from leukoscope.files import atomic_file, cache_root, disk_errors, file_sha256, require_space, write_atomic
+from leukoscope.files import disk_errors
 from leukoscope.inference.runtime import memory_errors
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.weights import backbone_state, round_as_stored
-from leukoscope.progress import note, track
+from leukoscope.progress import note, progress
 
-_CELLS_PER_WRITE = 64
-_PICTURES_PER_PASS = {"cpu": 2}
-"""By device, where it is fewer than `_CELLS_PER_WRITE`: on a CPU, the maps of many pictures do not fit its cache."""
+_CELLS_PER_PASS = 64
+_CELLS_PER_CPU_PASS = 2  # the maps of more pictures do not fit its cache
 _RUN_SHARE = 0.25
-"""Of all cached features, that a run must read for them to be computed; the runs of a protocol share them."""
+"""Of its cells' features, that a run must read for them to be computed; the runs of a protocol share them."""
 
 
 class PixelInputs:
@@ -63,14 +63,42 @@ class PixelInputs:
 
 
 class FeatureInputs:
-    """A frozen backbone's features of every cell in each of its V versions; items are (V, F) float32."""
+    """A frozen backbone's features of cells in each of their V versions; items are (V, F) float32.
 
-    def __init__(self, features: np.ndarray, augment: Augmenter):
-        self.features = features
+    Attributes:
+        folder: the entry of the cache that keeps them, in the parts that were written.
+        places: row of `FramedCells.pixels` → number of the part, and place in it.
+    """
+
+    def __init__(self, folder: Path, augment: Augmenter):
+        """Open the undamaged parts that are there."""
+        self.folder = folder
         self.augment = augment
+        self.places: dict[int, tuple[int, int]] = {}
+        self._parts: list[np.ndarray] = []  # (n, V, F) float32, memory-mapped
+        for path in sorted(folder.glob("*.npy")):
+            if intact(path):
+                self._open(path)
+
+    def _open(self, path: Path) -> None:
+        part = np.load(path, mmap_mode="r")
+        self.places |= {row: (len(self._parts), place) for place, row in enumerate(part["row"].tolist())}
+        self._parts.append(part["features"])
+
+    def keep(self, rows: np.ndarray, features: np.ndarray, *, needed: int) -> None:
+        """Write the (n, V, F) features of (n,) rows as a part; `OSError` where fewer bytes than needed are free."""
+        part = np.empty(len(rows), [("row", np.int64), ("features", np.float32, features.shape[1:])])
+        part["row"] = rows
+        part["features"] = features
+        # No row is in two parts; a damaged one is replaced by that of the same rows.
+        path = self.folder / f"from-{rows[0]:08d}.npy"
+        with replacing(path, needed=needed) as temporary, temporary.open("wb") as file:
+            np.save(file, part)
+        self._open(path)
 
     def items(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(read_rows(self.features, rows))
+        places = [self.places[row] for row in rows.tolist()]
+        return torch.from_numpy(np.stack([self._parts[part][place] for part, place in places]))
 
     def for_training(self, items: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
         versions = self.augment.versions_of(rows.tolist(), epoch).to(items.device, non_blocking=True)
@@ -151,15 +179,22 @@ def _loader(cells: CellDataset, accelerator: Accelerator, **how: Any) -> DataLoa
     )
 
 
-def require_whole_step(cells: int, epoch_cells: int, batch_size: int, accelerator: Accelerator) -> None:
-    """Raise `ConfigError` where an epoch, which shows at most all cells, has fewer than an optimiser step takes."""
-    processes = accelerator.num_processes
-    batches = accelerator.gradient_accumulation_steps
-    if epoch_cells < batch_size * processes * batches:
+def with_batch_that_fits(recipe: Recipe, epoch_cells: int, accelerator: Accelerator) -> Recipe:
+    """The recipe, with a smaller batch where an epoch has fewer cells than an optimiser step takes, which is noted.
+
+    Raises:
+        ConfigError: fewer cells than batches in a step.
+    """
+    batches = accelerator.num_processes * accelerator.gradient_accumulation_steps
+    size = min(recipe.train_batch_size, epoch_cells // batches)
+    if size == 0:
         raise ConfigError(
-            f"--per_device_train_batch_size {batch_size} × {processes} process(es) × --gradient_accumulation_steps "
-            f"{batches}: larger than the {epoch_cells} cells of an epoch, of {cells} training cells; give a smaller one"
+            f"{epoch_cells} training cells: fewer than the {batches} batches of an optimiser step; give a smaller "
+            "--gradient_accumulation_steps, or start fewer processes"
         )
+    if size < recipe.train_batch_size:
+        note(f"batches of {size} cells, not {recipe.train_batch_size}: an epoch has {epoch_cells} cells")
+    return replace(recipe, train_batch_size=size)
 
 
 def evenly_spread(rows: np.ndarray, most: int) -> np.ndarray:
@@ -177,14 +212,14 @@ class SubjectBalancedSampler(Sampler[int]):
     class looks like. No cell of a subject comes a second time before all others came once.
     """
 
-    def __init__(self, labels: np.ndarray, subjects: Sequence[str], seed: int, *, size: int | None = None):
+    def __init__(self, labels: np.ndarray, subjects: Sequence[str], seed: int, *, size: int):
         """Take (N,) classes and N subjects; cells whose subject is unnamed ("") count as one subject per class.
 
-        `size` is the number of cells per epoch; None takes as many as there are.
+        `size` is the number of cells per epoch.
         """
         self.seed = seed
         self.epoch = 0
-        self.size = len(labels) if size is None else size
+        self.size = size
         subject_of_cell = np.asarray(subjects)
         self._groups: list[list[np.ndarray]] = []  # for each class, the cells of each subject
         for k in np.unique(labels):
@@ -222,18 +257,26 @@ def _shares(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
 # Cached features of a frozen backbone
 #
 # Where nothing below the head is trained and a cell has finitely many versions (turned by right angles, mirrored, and
-# changed a little), the pooled features of every version are computed once, kept on disk, and read by every run. The
-# file is named for the decoded cells, the backbone's weights and the versions; a digest beside it reveals damage.
+# changed a little), the pooled features of every version are computed once, kept on disk, and read by every run that
+# asks for this cell. The entry is named for the decoded cells, the backbone's weights and the versions.
 
 
 def make_inputs(
-    accelerator: Accelerator, network: nn.Module, cells: FramedCells, recipe: Recipe, seed: int, *, passes: int
+    accelerator: Accelerator,
+    network: nn.Module,
+    cells: FramedCells,
+    recipe: Recipe,
+    seed: int,
+    *,
+    rows: np.ndarray,
+    passes: int,
 ) -> Inputs:
     """Make the inputs that a recipe's network is trained on: pixels, or cached features where these pay off.
 
     Args:
         network: with its start weights; a frozen backbone is rounded to what its release will hold.
-        passes: how many cells the whole run shows the network; 0 for no cached features.
+        rows: (N,) of `cells.pixels`, those that the run shows the network.
+        passes: how often it shows one in all; 0 for no cached features.
     """
     augment = Augmenter(recipe.augmentation, cells.data.info.background, seed)
     preprocessing = preprocessing_for(recipe, cells.data)
@@ -241,16 +284,16 @@ def make_inputs(
     if "backbone" in recipe.frozen:
         round_as_stored(network, head=False)
     # Whether another run left them does not count: the same command would then give other weights.
-    pays_off = passes and passes >= _RUN_SHARE * len(cells.pixels) * recipe.augmentation.version_count
+    pays_off = passes and passes >= _RUN_SHARE * len(rows) * recipe.augmentation.version_count
     if not can_cache_features(recipe) or not pays_off:
         return pixels
     network.to(accelerator.device)
-    path = features_file(network, cells, recipe)
-    if not features_suffice(network, pixels.for_prediction(pixels.items(np.zeros(1, dtype=np.int64)))):
+    folder = features_folder(network, cells, recipe)
+    if not features_suffice(network, pixels.for_prediction(pixels.items(rows[:1]))):
         return pixels
     # One process computes; the others read what it kept.
     with accelerator.main_process_first():
-        return FeatureInputs(frozen_features(path, network, cells, preprocessing, augment), augment)
+        return frozen_features(folder, rows, network, pixels)
 
 
 def preprocessing_for(recipe: Recipe, data: LoadedCells) -> Preprocessing:
@@ -279,12 +322,12 @@ def features_suffice(network: nn.Module, picture: torch.Tensor) -> bool:
     return ours.shape == whole.shape and torch.allclose(ours, whole, rtol=1e-3, atol=1e-3)
 
 
-def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Path:
-    """Where the features of these cells from this backbone are kept."""
+def features_folder(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Path:
+    """The entry of the cache with features of these cells from this backbone."""
     import timm
 
-    # The decoded cells' file is itself named for the data, and how they are framed.
-    decoded = Path(cells.pixels.filename).name  # type: ignore[attr-defined]
+    # The decoded cells' folder is itself named for the data, and how they are framed.
+    decoded = Path(cells.pixels.filename).parent.name  # type: ignore[attr-defined]
     backbone = (recipe.architecture, timm.__version__, backbone_hash(network), str(getattr(network, "global_pool", "")))
     # A GPU rounds otherwise than a CPU.
     device = next(network.parameters()).device.type
@@ -292,8 +335,7 @@ def features_file(network: nn.Module, cells: FramedCells, recipe: Recipe) -> Pat
     versions: tuple[Any, ...] = (augmentation.views, augmentation.small_changes, augmentation.version_count)
     if augmentation.small_changes:
         versions += tuple((family, low, high) for family, (_, low, high) in TRAINING_RANGES.items())
-    key = sha256(repr((decoded, *backbone, device, versions)).encode()).hexdigest()[:16]
-    return cache_root() / f"features-{key}.npy"
+    return entry_folder("features", decoded, *backbone, device, versions)
 
 
 def backbone_hash(network: nn.Module) -> str:
@@ -305,77 +347,49 @@ def backbone_hash(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def frozen_features(
-    path: Path, network: nn.Module, cells: FramedCells, preprocessing: Preprocessing, augment: Augmenter
-) -> np.ndarray:
-    """Read the features kept in `path`; compute them first, in float32, where they are missing or damaged.
+def frozen_features(folder: Path, rows: np.ndarray, network: nn.Module, pixels: PixelInputs) -> FeatureInputs:
+    """Read the features kept in an entry of the cache; compute those of (N,) rows that are not there, in float32.
 
-    Returns:
-        (N, V, F) float32, memory-mapped: every row of `cells.pixels` in each of its versions.
+    They are kept as they come: a run that is killed loses those of `_CELLS_PER_PASS` cells at most.
 
     Raises:
         LeukoscopeError: the cache cannot be written.
     """
-    first = _pooled(network, preprocessing.normalise(_pixels_of(cells, np.zeros(1, dtype=np.int64), network)))
-    shape = (len(cells.pixels), augment.augmentation.version_count, first.shape[1])
-    if path.exists():
-        features = _undamaged_features(path, shape)
-        if features is not None:
-            hold(path)
-            note(f"frozen backbone: features of {shape[0]:,} cells read from {path}")
-            return features
-        note(f"{path}: damaged; the features are computed again")
-    needed = int(np.prod(shape)) * 4
-    problem = f"{path.parent}: cannot keep the frozen backbone's features there"
-    with disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder", needed=needed):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tidy()
-        require_space(path.parent, needed)
-        with atomic_file(path) as temporary:
-            array = new_array(temporary, np.float32, shape)
-            for start in track(range(0, shape[0], _CELLS_PER_WRITE), "features of the frozen backbone"):
-                rows = np.arange(start, min(start + _CELLS_PER_WRITE, shape[0]))
-                array[rows] = _features_of(rows, network, cells, preprocessing, augment)
-                release_pages(array)
-            array.flush()
-            digest = file_sha256(temporary)
-            # An older file and its digest must never be taken for each other: without one, a file is computed again.
-            path.with_suffix(".sha256").unlink(missing_ok=True)
-        write_atomic(path.with_suffix(".sha256"), digest)
-    hold(path)
-    note(f"frozen backbone: features of {shape[0]:,} cells in {shape[1]} version(s) kept in {path}")
-    return np.load(path, mmap_mode="r")
+    inputs = FeatureInputs(folder, pixels.augment)
+    missing = np.array([row for row in np.sort(rows).tolist() if row not in inputs.places], dtype=np.int64)
+    if not len(missing):
+        note(f"frozen backbone: features of {len(rows):,} cells read from {folder}")
+        return inputs
+    versions = pixels.augment.augmentation.version_count
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    at_once = _CELLS_PER_CPU_PASS if on_cpu else _CELLS_PER_PASS
+    problem = f"{cache_root()}: cannot keep the frozen backbone's features there"
+    label = "features of the frozen backbone"
+    done = versions * (len(rows) - len(missing))
+    with (
+        disk_errors(problem, "set LEUKOSCOPE_CACHE to another folder"),
+        progress(label, versions * len(rows), unit="pictures", done=done) as advance,
+    ):
+        for start in range(0, len(missing), _CELLS_PER_PASS):
+            part = missing[start : start + _CELLS_PER_PASS]
+            # Always as many at once: a cell's features must not depend on which others were missing.
+            batches = np.pad(part, (0, -len(part) % at_once), mode="edge").reshape(-1, at_once)
+            features = np.concatenate([_features_of(batch, network, pixels) for batch in batches])[: len(part)]
+            inputs.keep(part, features, needed=features[0].nbytes * (len(missing) - start))
+            advance(versions * len(part))
+    note(f"frozen backbone: features of {len(rows):,} cells in {versions} version(s) kept in {folder}")
+    return inputs
 
 
-def _undamaged_features(path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """The features kept in a file, memory-mapped; None where its digest or its shape is another."""
-    try:
-        if path.with_suffix(".sha256").read_text(encoding="utf-8") != file_sha256(path):
-            return None
-        features: np.ndarray = np.load(path, mmap_mode="r")
-    except (OSError, ValueError):
-        return None
-    return features if features.shape == shape else None
-
-
-def _features_of(
-    rows: np.ndarray, network: nn.Module, cells: FramedCells, preprocessing: Preprocessing, augment: Augmenter
-) -> np.ndarray:
-    """(B, V, F) float32 features of these rows of `cells.pixels` in each of their versions."""
-    pixels = _pixels_of(cells, rows, network)
-    at_once = _PICTURES_PER_PASS.get(pixels.device.type, len(rows))
+def _features_of(rows: np.ndarray, network: nn.Module, pixels: PixelInputs) -> np.ndarray:
+    """(B, V, F) float32 features of these rows of the cells in each of their versions."""
+    # Moved as bytes: a quarter of floats.
+    items = pixels.items(rows).to(next(network.parameters()).device)
     versions = []
-    for number in range(augment.augmentation.version_count):
-        inputs = preprocessing.normalise(augment.version(pixels, rows.tolist(), number))
-        parts = inputs.contiguous(memory_format=torch.channels_last).split(at_once)
-        versions.append(torch.cat([_pooled(network, part) for part in parts]))
+    for number in range(pixels.augment.augmentation.version_count):
+        inputs = pixels.preprocessing.normalise(pixels.augment.version(items, rows.tolist(), number))
+        versions.append(_pooled(network, inputs.contiguous(memory_format=torch.channels_last)))
     return torch.stack(versions, dim=1).cpu().numpy()
-
-
-def _pixels_of(cells: FramedCells, rows: np.ndarray, network: nn.Module) -> torch.Tensor:
-    """(B, 3, S, S) uint8 of these rows, on the network's device: a quarter of the bytes of floats to a GPU."""
-    pixels = np.ascontiguousarray(read_rows(cells.pixels, rows).transpose(0, 3, 1, 2))
-    return torch.from_numpy(pixels).to(next(network.parameters()).device)
 
 
 def _pooled(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -6,26 +6,24 @@ subject of it is tested on.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import timm
 import torch
 from torch import nn
 
 from leukoscope import ConfigError, DataError, LeukoscopeError, ReleaseError
 from leukoscope.data.pixel_cache import FramedCells
-from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import Split
-from leukoscope.evaluation.overlap import Overlap, seen_of, trainings_of
+from leukoscope.evaluation.overlap import Seen, seen_of
 from leukoscope.models.build import NetworkStart, copy_weights
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
+from leukoscope.models.metrics import Metrics
 from leukoscope.models.recipes import TIMM, Recipe, get_recipe, timm_recipe
-from leukoscope.models.release import CONFIG_FILE, WEIGHTS_FILE, folder_name, local_release
+from leukoscope.models.release import WEIGHTS_FILE, folder_name, local_release
 from leukoscope.models.weights import (
     Release,
     load_release,
@@ -33,6 +31,15 @@ from leukoscope.models.weights import (
     shift_class_frequencies,
     training_frequencies,
 )
+
+
+class StartFlags(Protocol):
+    """The flags that say what a training starts from."""
+
+    model_name_or_path: str | None
+    recipe: str
+    image_size: int | None
+    override: list[str]
 
 
 def open_release(name: str) -> Release:
@@ -44,77 +51,30 @@ def open_release(name: str) -> Release:
         raise ReleaseError(f"--model_name_or_path {error}") from None
 
 
-def follow_model(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that follow from --model_name_or_path; but for a release, that flag itself becomes None.
+def follow_model(flags: StartFlags) -> dict[str, Any]:
+    """The flags that follow from --model_name_or_path; for a model of timm, that flag itself becomes None.
 
-    Of `flags`, those of `ModelArguments`, `recipe` and `image_size` are None where not given.
+    Of `flags`, `recipe` is "" where not given.
 
     Raises:
-        LeukoscopeError: another flag that names a start or a recipe, no such model, or one that cannot be opened.
+        LeukoscopeError: another flag that names a start or a recipe, or no such model or release.
     """
-    name = flags["model_name_or_path"].removeprefix("hf-hub:")  # so timm's cards write a Hub id
+    name = str(flags.model_name_or_path)
     if local_release(name) is None and ("/" not in name or name.startswith(TIMM)):
         _require_alone(flags, "recipe")
         return {"model_name_or_path": None, "recipe": timm_recipe(name, "--model_name_or_path").name}
     _require_alone(flags, "from_scratch", "pretrained_weights")
-    if Path(name).is_file():
-        raise ReleaseError(
-            f"--model_name_or_path {name}: is a file; give the folder of a release, or for weights alone --recipe and "
-            "--pretrained_weights"
-        )
-    try:
-        folder, _, revision = find_release(name, (CONFIG_FILE, WEIGHTS_FILE))
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except LeukoscopeError as error:
-        raise ReleaseError(f"--model_name_or_path {error}") from None
-    except (OSError, ValueError) as error:
-        raise ReleaseError(f"--model_name_or_path {name}: cannot be opened ({error})") from None
-    if not isinstance(config, dict) or config.get("label_names"):
-        return _follow_release(name, flags)
-    _require_alone(flags, "recipe")
-    architecture = str(config.get("architecture"))
-    cfg = config.get("pretrained_cfg")
-    if not isinstance(cfg, dict) or not timm.is_model(architecture):
-        raise ReleaseError(f"--model_name_or_path {name}: its config.json names no model of timm; give another")
-    try:
-        prepared = Preprocessing.from_pretrained_cfg(cfg)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise ReleaseError(f"--model_name_or_path {name}: its pretrained_cfg is not supported ({error})") from None
-    recipe = timm_recipe(architecture, "--model_name_or_path")
-    differ = [k for k in ("mean", "std", "interpolation") if getattr(prepared, k) != getattr(recipe, k)]
-    settings = [f"{k}={json.dumps(getattr(prepared, k))}" for k in differ]
-    at = f"@{revision[:12]}" if revision else ""
-    return {
-        "model_name_or_path": None,
-        "recipe": recipe.name,
-        "pretrained_weights": str(folder / WEIGHTS_FILE),
-        "pretrained_name": flags["pretrained_name"] or f"{cfg.get('tag') or architecture} of {Path(name).name}{at}",
-        "image_size": prepared.image_size if flags["image_size"] is None else flags["image_size"],
-        "override": [*settings, *flags["override"]],
-    }
-
-
-def _require_alone(flags: Mapping[str, Any], *others: str) -> None:
-    beside = [f"--{flag}" for flag in others if flags[flag]]
-    if beside:
-        raise ConfigError(
-            f"--model_name_or_path {flags['model_name_or_path']} and {' and '.join(beside)} exclude each other; leave "
-            "one out"
-        )
-
-
-def _follow_release(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     release = open_release(name)
-    recipe = flags["recipe"]
+    recipe = flags.recipe
     settings: list[str] = []
-    made_by = release.metrics.get("recipe", {}).get("name")
-    if recipe is None:
+    made_by = release.metrics.recipe.name
+    if not recipe:
         try:
-            followed = get_recipe(made_by or "")
+            followed = get_recipe(made_by)
         except LeukoscopeError:
-            reason = f"its recipe {made_by} is unknown here" if made_by else "it does not say which recipe made it"
             raise ConfigError(
-                f"--model_name_or_path {name}: {reason}; name one of its architecture with --recipe"
+                f"--model_name_or_path {name}: its recipe {made_by!r} is unknown here; name one of its architecture "
+                "with --recipe"
             ) from None
         recipe = followed.name
         if followed.pooled_norm:  # the release was rewritten for timm
@@ -122,9 +82,18 @@ def _follow_release(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model_name_or_path": f"{release.name}@{release.revision}" if release.revision else name,
         "recipe": recipe,
-        "image_size": release.preprocessing.image_size if flags["image_size"] is None else flags["image_size"],
-        "override": [*settings, *flags["override"]],
+        "image_size": flags.image_size or release.preprocessing.image_size,
+        "override": [*settings, *flags.override],
     }
+
+
+def _require_alone(flags: StartFlags, *others: str) -> None:
+    beside = [f"--{flag}" for flag in others if getattr(flags, flag)]
+    if beside:
+        raise ConfigError(
+            f"--model_name_or_path {flags.model_name_or_path} and {' and '.join(beside)} exclude each other; leave "
+            "one out"
+        )
 
 
 def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: FramedCells, split: Split) -> NetworkStart:
@@ -159,13 +128,13 @@ def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: Fra
         undone = _undo_corrections(network, release.metrics, labels, frequencies)
         without = f", without {' and '.join(undone)}" if undone else ""
         remark = f"the head of {name} is kept{without}"
-    before = release.metrics.get("training", {}).get("start_weights")
+    before = release.metrics.training.start_weights
     provenance = {
         "release": release.name if release.revision else name,
         "revision": release.revision,
         "weights_sha256": sha256((release.folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
         "kept_head": outputs is not None,
-        "seen": trainings_of(release.metrics),
+        "seen": [training.content() for training in release.metrics.trainings],
     }
     described = f"fine-tuned from {name}" + (f", itself started from {before}" if before else "")
     return NetworkStart(described, (remark,), notes, {"started_from": provenance})
@@ -186,19 +155,15 @@ def name_of(release: Release) -> str:
 
 
 def _undo_corrections(
-    network: nn.Module, metrics: Mapping[str, Any], labels: Sequence[str], frequencies: torch.Tensor
+    network: nn.Module, metrics: Metrics, labels: Sequence[str], frequencies: torch.Tensor
 ) -> list[str]:
     """Undo a kept head's temperature, let it assume the (K,) `frequencies` of this training, and name both."""
     undone = []
-    now = metrics.get("calibration", {}).get("temperature", 1.0)
-    before = metrics.get("recalibration", {}).get("previous_temperature", 1.0)
-    temperature = now * before
+    temperature = metrics.temperature * metrics.earlier_temperature
     if temperature != 1:
         rescale_classifier(network, 1 / temperature)
         undone.append(f"the temperature {temperature:.3f}")
-    training = metrics.get("training", {})
-    # Without stated class frequencies, assume those of the training cells.
-    shares = training.get("output_frequencies") or training.get("class_frequencies")
+    shares = metrics.training.output_frequencies
     if shares:
         by_name = {label.casefold(): share for label, share in shares.items()}
         assumed = torch.tensor([by_name[label.casefold()] for label in labels])
@@ -215,28 +180,23 @@ def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tup
     tested, validated = (
         seen_of(release, cells, ids, split_fingerprints=(split.fingerprint,)) for ids in (split.test, split.validation)
     )
-    if tested.subjects:
+    held = _held(tested, unit)
+    if held:
         raise DataError(
-            f"--model_name_or_path {name}: was trained on {unit} {tested.subjects[0]} ({len(tested.subjects)} in all) "
-            "of this run's test side, so its metrics would be inflated; use --split all, which measures nothing, a "
-            f"--split_file that tests other {unit}s, or other cells"
+            f"--model_name_or_path {name}: its data hold {held} of this run's test side, so its metrics would be "
+            "inflated; use --split all, which measures nothing, a --split_file that tests others, or other cells"
         )
-    if tested.cells:
-        raise DataError(
-            f"--model_name_or_path {name}: its own data contain {tested.cells:,} of the {len(split.test):,} cells of "
-            "this run's test side, so its metrics would be inflated; use --split all, which measures nothing, or other "
-            "cells"
-        )
-    if not split.test and not split.validation:
-        return ()
     notes = []
-    too_good = "of the validation side: the validation metrics are too optimistic"
-    if validated.subjects:
-        notes.append(f"{name} was trained on {len(validated.subjects)} {unit}(s) {too_good}")
-    elif validated.cells:
-        notes.append(f"the data of {name} contain {validated.cells:,} cells {too_good}")
-    if tested.overlap is Overlap.NOT_RECORDED:
-        notes.append(f"{name} does not say which cells it was trained on; it may have seen some of these")
-    elif not (tested.overlap.certain and validated.overlap.certain):
-        notes.append(f"{name} was trained on other cells; whether some of these are among them is unknown")
+    held = _held(validated, unit)
+    if held:
+        notes.append(f"the data of {name} hold {held} of the validation side: its metrics are too optimistic")
+    if (split.test or split.validation) and not (tested.overlap.certain and validated.overlap.certain):
+        notes.append(f"whether {name} was trained on some of these cells is unknown")
     return tuple(notes)
+
+
+def _held(seen: Seen, unit: str) -> str:
+    """How many subjects, or else cells, a release knows; "" for none."""
+    if seen.subjects:
+        return f"{len(seen.subjects):,} {unit}(s)"
+    return f"{seen.cells:,} cells" if seen.cells else ""

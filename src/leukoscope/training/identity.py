@@ -1,39 +1,24 @@
-"""What makes two runs the same run: flags, recipe, start weights and cells, files by their content.
+"""What makes two runs the same run: the recipe, a few flags, and the content of start weights, cells and split.
 
-It decides whether a checkpoint is resumed, a finished run folder is replaced, and a run of a protocol is done.
+It decides whether a checkpoint is resumed, and whether the run in a folder is the one that is asked for.
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from leukoscope import LeukoscopeError
-from leukoscope.files import content_hashes
+from leukoscope.cache import content_hashes
 from leukoscope.models.build import start_file
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import WEIGHTS_FILE
-from leukoscope.training.config import NOT_THE_RESULT, TrainingConfig
+from leukoscope.training.config import TrainingConfig
 
-# What these name is compared by content: the cells, their labels and subjects, their split, and the start weights.
-_BY_CONTENT = (
-    "train_dir",
-    "labels",
-    "subject_pattern",
-    "image_column_name",
-    "label_column_name",
-    "subject_column",
-    "split",
-    "split_file",
-    "pretrained_weights",
-    "model_name_or_path",
-)
-# The positive label changes no weight: a finished run is kept where it is named afterwards.
-_NOT_COMPARED = (*NOT_THE_RESULT, *_BY_CONTENT, "positive_label")
+RESULT_FLAGS = ("seed", "deterministic", "gradient_accumulation_steps", "class_frequencies")
+"""What changes a result and is neither in the recipe nor a fact below, by which all other flags are compared."""
 _FACTS = {
     "start": "the start weights' sha256",
     "data": "the data's fingerprint",
@@ -41,15 +26,15 @@ _FACTS = {
     "precision": "--mixed_precision",
     "processes": "processes (accelerate launch --num_processes)",
 }
-"""What is known of a run besides its flags and its recipe, and how a message calls it."""
+"""What determines a run besides flags and recipe, and how a message calls it."""
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What determines the result of a run. What is None is not known yet, and not compared.
+    """What determines the result of a run.
 
     Attributes:
-        flags: as given, by name.
+        flags: those of `RESULT_FLAGS`; in what an earlier version wrote, all.
         recipe: the resolved recipe, by field.
         start: sha256 of the start weights, or of the weights of the release that is fine-tuned; "" for random ones.
         data, split: their fingerprints.
@@ -66,51 +51,44 @@ class RunIdentity:
     processes: int | None = None
 
     @classmethod
-    def of(cls, config: TrainingConfig, recipe: Recipe) -> RunIdentity:
-        """The identity of a run before its cells are loaded; start weights on the Hub are downloaded."""
-        start = None
-        with suppress(LeukoscopeError):  # a training that needs them says why they cannot be had
-            start = _start_sha256(config, recipe)
-        return cls(plain(config.as_dict()), plain(asdict(recipe)), start)
+    def of(cls, config: TrainingConfig, recipe: Recipe, **facts: Any) -> RunIdentity:
+        """The identity of a run with these flags, this recipe and these `facts`: start, data, split, …"""
+        flags = config.as_dict()
+        return cls(plain({name: flags[name] for name in RESULT_FLAGS}), plain(asdict(recipe)), **facts)
 
     def facts(self) -> dict[str, Any]:
-        """What is known besides flags and recipe."""
-        return {name: getattr(self, name) for name in _FACTS if getattr(self, name) is not None}
+        """What determines the run besides flags and recipe."""
+        return {name: getattr(self, name) for name in _FACTS}
+
+    def settings(self) -> dict[str, Any]:
+        """Flags, recipe and facts, each as a message calls it."""
+        flags = {name: self.flags.get(name) for name in RESULT_FLAGS}
+        recipe = {f"recipe's {name}": setting for name, setting in self.recipe.items()}
+        facts = {words: str(getattr(self, name))[:12] or "none" for name, words in _FACTS.items()}
+        return {**flags, **recipe, **facts}
 
     def differences(self, now: RunIdentity) -> list[str]:
         """What differs in the run that is to begin, as "name: the value here"; [] where it is the same run."""
-        return [
-            *_different_settings(self.flags, now.flags, ""),
-            *_different_settings(self.recipe, now.recipe, "recipe's "),
-            *_different_facts(self.facts(), now.facts()),
-        ]
+        here = self.settings()
+        asked_for = now.settings()
+        names = {**asked_for, **here}
+        return [f"{name}: {here.get(name)}" for name in names if here.get(name) != asked_for.get(name)]
 
 
-def _start_sha256(config: TrainingConfig, recipe: Recipe) -> str | None:
-    """The sha256 of the start weights; "" where the network starts from random ones, None for an unreadable file."""
+def start_sha256(config: TrainingConfig, recipe: Recipe) -> str:
+    """The sha256 of a run's start weights, downloaded first where they are on the Hub; "" for random ones.
+
+    Raises:
+        ReleaseError: weights that cannot be had.
+    """
     release = config.model.model_name_or_path
     if release:
-        folder, _, _ = find_release(release, KNOWN_CELLS)
-        file: Path | None = folder / WEIGHTS_FILE
+        file: Path | None = find_release(release, KNOWN_CELLS)[0] / WEIGHTS_FILE
     else:
         file = start_file(recipe, config.start_weights)
     if file is None:
         return ""
-    return content_hashes([file])[str(file)] or None
-
-
-def _different_settings(then: dict[str, Any], now: dict[str, Any], prefix: str) -> list[str]:
-    """The settings that changed, each with its earlier value; one that either lacks counts as None."""
-    names = [name for name in {**now, **then} if name not in _NOT_COMPARED]
-    return [f"{prefix}{name}: {then.get(name)}" for name in names if then.get(name) != now.get(name)]
-
-
-def _different_facts(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [
-        f"{words}: {str(then[name])[:12] or 'none'}"
-        for name, words in _FACTS.items()
-        if name in then and name in now and then[name] != now[name]
-    ]
+    return content_hashes([file])[str(file)]
 
 
 def plain(setting: Any) -> Any:

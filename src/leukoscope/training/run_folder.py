@@ -1,42 +1,36 @@
 """The folder of a run: the only place that names, locks, writes and removes its files.
 
 args.yaml holds the flags, the resolved recipe and the run's identity; split.json the cells of each side; summary.csv a
-row per epoch; checkpoints/ what a resumed run continues from; predictions.parquet a row per test cell; metrics.json the
-metrics; release/ the model in Hub format. A folder with metrics.json holds a finished run.
+row per epoch, learning_curve.png a drawing of it; checkpoints/ what a resumed run continues from; predictions.parquet a
+row per test cell; metrics.json the metrics; release/ the model in Hub format. A folder with metrics.json holds a
+finished run.
 """
 
 from __future__ import annotations
 
-import csv
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
-from torch import nn
+from matplotlib.figure import Figure
 
 from leukoscope import ConfigError, __version__
 from leukoscope.data.splits import Split
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.files import disk_errors, first_line, require_space, write_atomic
-from leukoscope.models.recipes import Recipe
-from leukoscope.models.release import METRICS_FILE, write_json
+from leukoscope.files import atomic_file, disk_errors, first_line, write_atomic
+from leukoscope.models.metrics import METRICS_FILE, Metrics
+from leukoscope.models.release import write_json
 from leukoscope.progress import note
-from leukoscope.training.identity import RunIdentity
+from leukoscope.training.identity import RunIdentity, plain
 
 ARGS = "args.yaml"
 CHECKPOINT_STATE = "state.json"
 CHECKPOINT_TENSORS = "tensors.safetensors"
-CHECKPOINTS_KEPT = 2  # the second is for when the last is damaged
-RESUME_LATEST = "latest"
-"""The value of --resume_from_checkpoint that stands for the last whole checkpoint."""
-_CHECKPOINT_NAME = re.compile(r"(\d{5})-epoch-\d+-step-\d+")
-# Tables and logs; measured on runs of several thousand cells, generously rounded.
-_BYTES_BESIDES_WEIGHTS = 50_000_000
 
 
 class RunFolder:
@@ -44,7 +38,7 @@ class RunFolder:
 
     Attributes:
         path: the folder itself, --output_dir.
-        args, split, summary, predictions, size_only_predictions, metrics: its files.
+        args, split, summary, learning_curve, predictions, size_only_predictions, metrics: its files.
         release, checkpoints: its sub-folders.
     """
 
@@ -53,6 +47,7 @@ class RunFolder:
         self.args = path / ARGS
         self.split = path / "split.json"
         self.summary = path / "summary.csv"
+        self.learning_curve = path / "learning_curve.png"
         self.predictions = path / "predictions.parquet"
         self.size_only_predictions = path / "size_only_predictions.parquet"
         self.metrics = path / METRICS_FILE
@@ -68,63 +63,37 @@ class RunFolder:
 
     def checkpoint_folders(self) -> list[Path]:
         """The checkpoints, oldest first; unfinished ones are not among them."""
-        if not self.checkpoints.is_dir():
-            return []
-        return sorted(path for path in self.checkpoints.iterdir() if _CHECKPOINT_NAME.fullmatch(path.name))
+        return sorted(self.checkpoints.glob("[0-9]*-epoch-*-step-*"))
 
     def differences(self, identity: RunIdentity) -> list[str]:
         """What differs between the run here and the one that is to begin, as `RunIdentity.differences` names it."""
         if not self.args.is_file():
             return [f"no {ARGS} names them"]
         content = yaml.safe_load(self.args.read_text(encoding="utf-8"))
-        here = RunIdentity(content["flags"], content["resolved_recipe"], **content.get("identity", {}))
-        return here.differences(identity)
+        return RunIdentity(content["flags"], content["resolved_recipe"], **content["identity"]).differences(identity)
 
     # What may begin here
 
-    def check(self, resume: str | None, identity: RunIdentity) -> None:
-        """Refuse to overwrite an unfinished run or a finished one of other settings.
-
-        Args:
-            resume: the value of --resume_from_checkpoint.
-            identity: of the run that is to begin.
+    def check(self, identity: RunIdentity, *, resume: bool) -> None:
+        """Refuse to overwrite an unfinished run, unless it is to be resumed, and another one whatever its state.
 
         Raises:
-            ConfigError: the folder holds such a run, or `resume` names no checkpoint.
+            ConfigError: the folder holds such a run.
         """
-        if resume not in (None, RESUME_LATEST) and not Path(str(resume), CHECKPOINT_STATE).exists():
-            raise ConfigError(
-                f"--resume_from_checkpoint {resume}: no checkpoint; give latest, or one of the folders in "
-                f"{self.checkpoints}"
-            )
-        if self.is_finished:
-            different = self.differences(identity)
-            if different:
-                raise ConfigError(
-                    f"--output_dir {self.path}: holds a finished run with other settings ({', '.join(different)}); "
-                    "give another folder or remove it"
-                )
-            return
         unfinished = self.checkpoint_folders()
-        if resume is None and unfinished:
+        if not self.is_finished and not unfinished:
+            return
+        different = self.differences(identity)
+        if different:
+            raise ConfigError(
+                f"--output_dir {self.path}: holds a run with other settings ({', '.join(different)}); give "
+                "another folder or remove it"
+            )
+        if not self.is_finished and not resume:
             raise ConfigError(
                 f"--output_dir {self.path}: holds an unfinished run ({unfinished[-1].name}); resume it with "
                 f"--resume_from_checkpoint latest, or remove {self.checkpoints} to start again"
             )
-
-    def require_space_for(self, network: nn.Module, recipe: Recipe) -> None:
-        """Refuse a disk that cannot hold the release and the checkpoints, before an earlier run is replaced."""
-        weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
-        trained = 4 * sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-        # The weights, those of the best epoch, perhaps their average; AdamW's two numbers for each trained parameter.
-        networks = 3 if recipe.ema_decay else 2
-        checkpoint = networks * weights + 2 * trained
-        # The checkpoints that lie here are resumed from, or removed first.
-        freed = sum(file.stat().st_size for file in self.checkpoints.rglob("*") if file.is_file())
-        needed = max(0, weights + (CHECKPOINTS_KEPT + 1) * checkpoint + _BYTES_BESIDES_WEIGHTS - freed)
-        problem = f"--output_dir {self.path}: no space for the results"
-        with disk_errors(problem, "give a folder on another disk", needed=needed):
-            require_space(self.path, needed)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -162,24 +131,21 @@ class RunFolder:
         """Turn the disk's errors within a `with` block into a `LeukoscopeError` that names the folder."""
         return disk_errors(f"--output_dir {self.path}: cannot be written", "give another folder")
 
-    def begin(self, identity: RunIdentity, split: Split, *, keep_checkpoints: bool) -> None:
-        """Write which run this is, and remove the results of an earlier one.
-
-        Should the run end early, they would be taken for its own.
-        """
+    def begin(self, identity: RunIdentity, flags: Mapping[str, Any], split: Split, *, keep_checkpoints: bool) -> None:
+        """Write which run this is, and the `flags` that started it; remove what an unfinished one left."""
         with self.writing():
             split.save(self.split)
             shutil.rmtree(self.release, ignore_errors=True)
             if not keep_checkpoints:
                 self.remove_checkpoints()
-            for file in (self.metrics, self.predictions, self.size_only_predictions, self.summary):
+            for file in (self.predictions, self.size_only_predictions, self.summary, self.learning_curve):
                 file.unlink(missing_ok=True)
-            self.save_identity(identity)
+            self.save_identity(identity, flags)
 
-    def save_identity(self, identity: RunIdentity) -> None:
+    def save_identity(self, identity: RunIdentity, flags: Mapping[str, Any]) -> None:
         """Write args.yaml."""
         content = {
-            "flags": identity.flags,
+            "flags": plain(flags),
             "resolved_recipe": identity.recipe,
             "identity": identity.facts(),
             "leukoscope": __version__,
@@ -189,24 +155,18 @@ class RunFolder:
     def append_row(self, row: dict[str, Any]) -> None:
         """Add one epoch to summary.csv; the first begins the file."""
         is_first = row["epoch"] == 1
-        with self.writing(), self.summary.open("w" if is_first else "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if is_first:
-                writer.writeheader()
-            writer.writerow(row)
+        with self.writing():
+            pd.DataFrame([row]).to_csv(self.summary, mode="w" if is_first else "a", header=is_first, index=False)
 
-    def next_checkpoint(self, epoch: int, step: int) -> Path:
-        """The folder of the next checkpoint: of the `epoch` under way, from 1, after so many steps of it."""
-        earlier = self.checkpoint_folders()
-        number = 1
-        if earlier:
-            number = int(earlier[-1].name[:5]) + 1
-        return self.checkpoints / f"{number:05d}-epoch-{epoch}-step-{step}"
-
-    def remove_old_checkpoints(self) -> None:
-        """Keep the last `CHECKPOINTS_KEPT` checkpoints."""
-        for folder in self.checkpoint_folders()[:-CHECKPOINTS_KEPT]:
-            shutil.rmtree(folder)
+    def draw_learning_curve(self, rows: Sequence[Mapping[str, Any]], kept_epoch: int) -> None:
+        """Draw losses and validation metrics of `rows` of summary.csv, with a line at the epoch that was kept."""
+        summary = pd.DataFrame(rows).set_index("epoch")
+        figure = Figure(figsize=(8, 3), layout="constrained")
+        for axes, columns in zip(figure.subplots(1, 2), ("_loss$", "accuracy|auroc"), strict=True):
+            summary.filter(regex=columns).plot(ax=axes, marker=".").legend(fontsize=7)
+            axes.axvline(kept_epoch, color="0.6", linestyle="--")
+        with self.writing(), atomic_file(self.learning_curve) as temporary:
+            figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
     def save_predictions(self, predictions: CellPredictions, size_only: CellPredictions | None) -> None:
         """Write the predictions on the test side and, where there are some, those from the cells' size alone."""
@@ -214,9 +174,9 @@ class RunFolder:
         if size_only is not None:
             size_only.save(self.size_only_predictions)
 
-    def finish(self, metrics: dict[str, Any]) -> None:
+    def finish(self, metrics: Metrics) -> None:
         """Write metrics.json, the last of the results: a run that has it is finished and needs no checkpoints."""
-        write_json(self.metrics, metrics)
+        write_json(self.metrics, metrics.content())
         self.remove_checkpoints()
 
     def remove_checkpoints(self) -> None:

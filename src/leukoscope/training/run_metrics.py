@@ -19,7 +19,7 @@ from leukoscope.data.splits import Split
 from leukoscope.evaluation.baselines import size_only_predictions
 from leukoscope.evaluation.metrics import versions
 from leukoscope.evaluation.predictions import CellPredictions
-from leukoscope.models.release import SCHEMA_VERSION
+from leukoscope.models.metrics import SCHEMA_VERSION, Evaluation, Metrics
 from leukoscope.training.config import TrainingConfig
 from leukoscope.training.identity import RunIdentity
 
@@ -31,7 +31,7 @@ def describe_run(
     split: Split,
     start_weights: str,
     device: torch.device,
-) -> dict[str, Any]:
+) -> Metrics:
     """The part of metrics.json that describes data and training, without evaluations.
 
     Args:
@@ -43,7 +43,7 @@ def describe_run(
     rows = cells.rows(split.train)
     subjects = {cells.subjects[row] for row in rows} - {""}
     shares = np.bincount(cells.labels[rows], minlength=len(labels)) / len(rows)
-    return {
+    content = {
         "schema_version": SCHEMA_VERSION,
         "notice": RESEARCH_NOTICE,
         "recipe": identity.recipe,
@@ -71,6 +71,7 @@ def describe_run(
         },
         "evaluations": [],
     }
+    return Metrics.model_validate(content)
 
 
 def hardware(device: torch.device) -> str:
@@ -80,15 +81,21 @@ def hardware(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}"
 
 
-def evaluation_block(metrics: Mapping[str, Any], split: Split) -> dict[str, Any]:
-    """One block of metrics.json: what the metrics estimate, on which split, and the metrics themselves."""
-    return {
+def evaluation_block(metrics: Mapping[str, Any], split: Split, size_only: Mapping[str, Any] | None) -> Evaluation:
+    """One block of metrics.json: what the metrics estimate, on which split, and the metrics themselves.
+
+    `size_only` are the metrics of predictions from cell size alone.
+    """
+    block = {
         "name": "test",
         "estimates": "these weights",
         "split": {**split.about(), "train_cells": len(split.train), "notes": list(split.notes)},
         "thresholds_fitted_on": None,
         "metrics": metrics,
     }
+    if size_only:
+        block["size_only_baseline"] = size_only
+    return Evaluation.model_validate(block)
 
 
 def size_only_baseline(cells: FramedCells, split: Split, tested: CellPredictions) -> CellPredictions | None:
@@ -100,19 +107,19 @@ def size_only_baseline(cells: FramedCells, split: Split, tested: CellPredictions
     return size_only_predictions(areas, cells.labels[train], tested.areas, tested)
 
 
-def result_lines(block: Mapping[str, Any]) -> str:
-    """A block of metrics for the terminal, with the size-only baseline below it."""
-    metrics = block["metrics"]
-    auroc = "–" if metrics["auroc"] is None else f"{metrics['auroc']:.3f}"
+def result_lines(evaluation: Evaluation) -> str:
+    """A test's metrics for the terminal, with the size-only baseline below it."""
+    metrics = evaluation.metrics
+    auroc = "–" if metrics.auroc is None else f"{metrics.auroc:.3f}"
     lines = [
-        f"test ({metrics['cells']:,} cells): accuracy {metrics['accuracy']:.3f}, balanced accuracy "
-        f"{metrics['balanced_accuracy']:.3f}, weighted F1 {metrics['f1_weighted']:.3f}, AUROC {auroc}"
+        f"test ({metrics.cells:,} cells): accuracy {metrics.accuracy:.3f}, balanced accuracy "
+        f"{metrics.balanced_accuracy:.3f}, weighted F1 {metrics.f1_weighted:.3f}, AUROC {auroc}"
     ]
-    baseline = block.get("size_only_baseline")
+    baseline = evaluation.size_only_baseline
     if baseline:
         lines.append(
-            f"  cell size alone: balanced accuracy {baseline['balanced_accuracy']:.3f}, "
-            f"weighted F1 {baseline['f1_weighted']:.3f}"
+            f"  cell size alone: balanced accuracy {baseline.balanced_accuracy:.3f}, "
+            f"weighted F1 {baseline.f1_weighted:.3f}"
         )
     lines.append(f"  {RESEARCH_NOTICE}")
     return "\n".join(lines)

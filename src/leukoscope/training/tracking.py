@@ -12,6 +12,7 @@ from transformers.utils import flatten_dict
 
 from leukoscope import ConfigError
 from leukoscope.evaluation.metrics import POOLED_METRICS
+from leukoscope.models.metrics import Evaluation
 from leukoscope.models.recipes import Recipe
 from leukoscope.training.config import TrainingConfig
 
@@ -27,15 +28,10 @@ def check_tracking(tracker: str | None) -> None:
 def start_tracking(accelerator: Accelerator, config: TrainingConfig, recipe: Recipe) -> None:
     """Start the tracker of --report_to, which `make_accelerator` was given."""
     settings = flatten_dict({**config.public(), "resolved_recipe": asdict(recipe)})
-    plain_settings = {name: _plain(setting) for name, setting in settings.items() if setting is not None}
-    accelerator.init_trackers("leukoscope", config=plain_settings)
-
-
-def _plain(setting: Any) -> bool | int | float | str:
-    """A setting as TensorBoard takes it: text for what is neither a number nor a switch."""
-    if isinstance(setting, bool | int | float):
-        return setting
-    return str(setting)
+    # TensorBoard takes numbers, switches and texts.
+    texts = {name: str(setting) for name, setting in settings.items() if isinstance(setting, str | list | tuple)}
+    numbers = {name: setting for name, setting in settings.items() if isinstance(setting, bool | int | float)}
+    accelerator.init_trackers("leukoscope", config={**texts, **numbers})
 
 
 def track_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
@@ -44,9 +40,10 @@ def track_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
     accelerator.log(columns, step=row["epoch"])
 
 
-def track_test(accelerator: Accelerator, block: Mapping[str, Any], *, epochs_run: int, kept_epoch: int) -> None:
+def track_test(accelerator: Accelerator, evaluation: Evaluation, *, epochs_run: int, kept_epoch: int) -> None:
     """Log the test metrics and the epoch whose weights were kept."""
-    metrics = {f"test_{name}": block["metrics"][name] for name in POOLED_METRICS if block["metrics"][name] is not None}
+    figures = {name: evaluation.metrics.figure(name) for name in POOLED_METRICS}
+    metrics = {f"test_{name}": figure for name, figure in figures.items() if figure is not None}
     # At the last epoch: wandb leaves out what is logged at an earlier step than the one before.
     accelerator.log({**metrics, "kept_epoch": kept_epoch}, step=epochs_run)
 

@@ -1,7 +1,7 @@
 """One training run in four stages, top to bottom: `plan`, `prepare`, `Trainer.fit`, `finish`.
 
-`plan` knows the recipe, the device and which run this is, and no cells. `prepare` loads cells, split, network and start
-weights. `Trainer.fit` trains epoch by epoch; just before, `begin` removes what an earlier run left in the folder.
+`plan` knows recipe, device, cells and split, and so which run this is. `prepare` makes the network with its start
+weights. `Trainer.fit` trains epoch by epoch; just before, `begin` removes what an unfinished run left in the folder.
 `finish` tests the network and writes the release. `run_folder` says what the run folder holds; the model card is
 written by `api.run`, because reports stand above training.
 """
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +26,10 @@ from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
 from leukoscope.evaluation.assess import fit_on_validation
 from leukoscope.evaluation.metrics import headline, measure
-from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.robustness import add_robustness
+from leukoscope.evaluation.subjects import why_no_rule
 from leukoscope.models.build import NetworkStart, build_network, load_start_weights, model_args, rewrite_for_timm
+from leukoscope.models.metrics import Metrics, Training
 from leukoscope.models.recipes import Recipe
 from leukoscope.models.release import read_metrics
 from leukoscope.models.weights import (
@@ -46,8 +46,8 @@ from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.data import evenly_spread, preprocessing_for
 from leukoscope.training.finetune import start_from_release
-from leukoscope.training.identity import RunIdentity
-from leukoscope.training.run_folder import RESUME_LATEST, RunFolder
+from leukoscope.training.identity import RunIdentity, start_sha256
+from leukoscope.training.run_folder import RunFolder
 from leukoscope.training.run_metrics import describe_run, evaluation_block, result_lines, size_only_baseline
 from leukoscope.training.tracking import check_tracking, finish_tracking, start_tracking, track_epoch, track_test
 from leukoscope.training.trainer import Trainer
@@ -72,32 +72,25 @@ def train(
         LeukoscopeError: anything the user can fix, before the first step where possible.
         Interrupted: Ctrl-C or SIGTERM came, and a checkpoint was written.
     """
-    planned = plan(config)
-    accelerator = planned.accelerator
-    folder = planned.folder
+    recipe = config.resolve()
+    check_tracking(config.run.report_to)
+    accelerator = make_accelerator(config, recipe)
+    folder = RunFolder(Path(accelerator.project_dir))
     # One lock for all processes of a launched run.
     with folder.locked() if accelerator.is_main_process else nullcontext():
-        if planned.is_finished:
+        planned = plan(config, recipe, accelerator, folder)
+        if folder.is_finished:
             if accelerator.is_main_process:
                 folder.remove_checkpoints()
-            note(f"{folder.path}: the run is complete, and is not trained again")
+            note(f"{folder.path}: this run is finished, and is not trained again")
             return folder.path
-        prepared = prepare(planned, build)
-        trainer = trainer_class(
-            accelerator,
-            prepared.network,
-            prepared.cells,
-            prepared.split,
-            planned.recipe,
-            seed=config.run.seed,
-            checkpoints=prepared.checkpoints,
-        )
-        begin(prepared, trainer)
+        start, trainer = prepare(planned, build, trainer_class)
+        begin(planned, trainer)
         for row in trainer.fit():
             if accelerator.is_main_process:
                 folder.append_row(row)
             track_epoch(accelerator, row)
-        finish(prepared, trainer)
+        finish(planned, start, trainer)
     return folder.path
 
 
@@ -106,111 +99,84 @@ def train(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training is, before its cells are loaded.
+    """What a training is, before there is a network.
 
     Attributes:
-        identity: of the run; its data and split are not known yet.
         folder: the run folder, which may hold this run, unfinished or finished.
-        is_finished: the run to be resumed is finished, and is not trained again.
+        split: as it was drawn or read; split.json holds it.
     """
 
     config: TrainingConfig
     recipe: Recipe
     accelerator: Accelerator
-    identity: RunIdentity
     folder: RunFolder
-    is_finished: bool
-
-
-def plan(config: TrainingConfig) -> Plan:
-    """Resolve the recipe, start the accelerator, and check that the run may begin in its folder.
-
-    Raises:
-        ConfigError: a wrong flag, a device or tracker that is not there, or a folder that holds another run.
-    """
-    recipe = config.resolve()
-    check_tracking(config.run.report_to)
-    accelerator = make_accelerator(config, recipe)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    identity = RunIdentity.of(config, recipe)
-    folder = RunFolder(config.output_dir)
-    resume = config.run.resume_from_checkpoint
-    folder.check(resume, identity)
-    is_finished = resume == RESUME_LATEST and folder.is_finished
-    # Every process has looked at the folder before the first one changes it.
-    accelerator.wait_for_everyone()
-    return Plan(config, recipe, accelerator, identity, folder, is_finished)
-
-
-# Prepare
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All that a trainer needs.
-
-    Attributes:
-        identity: of the run, complete.
-        drawn_split: as it was drawn or read; split.json holds it.
-        split: the same cells, with notes on what weakens this run's metrics.
-        network: with its start weights.
-        start: what the network starts from.
-        checkpoints: the run's, with the one that it resumes from.
-    """
-
-    plan: Plan
-    identity: RunIdentity
     cells: FramedCells
     preprocessing: Preprocessing
-    drawn_split: Split
     split: Split
-    network: nn.Module
-    start: NetworkStart
-    checkpoints: Checkpoints
+    identity: RunIdentity
 
 
-def prepare(planned: Plan, build: Callable[[Recipe, int], nn.Module] = build_network) -> Prepared:
-    """Load cells, split, network and start weights, and print them; nothing in the run folder is changed.
+def plan(config: TrainingConfig, recipe: Recipe, accelerator: Accelerator, folder: RunFolder) -> Plan:
+    """Load cells and split, and check that this run may begin in its folder, where nothing is changed.
 
     Raises:
-        LeukoscopeError: cells or start weights that cannot be had, a split that cannot be drawn, no space on the disk,
-            or a checkpoint of another run.
+        LeukoscopeError: cells or start weights that cannot be had, a split that cannot be drawn, or a folder that holds
+            another run.
     """
-    config = planned.config
-    recipe = planned.recipe
-    accelerator = planned.accelerator
-    set_seed(config.run.seed)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     with accelerator.main_process_first():
         data = config.data.load(recipe.image_size)
-    # Before the cells are decoded, which may take minutes: start weights may be missing.
-    network = build(recipe, len(data.info.labels))
-    release = config.model.model_name_or_path
-    start = NetworkStart("") if release else NetworkStart(load_start_weights(network, recipe, config.start_weights))
-    preprocessing = preprocessing_for(recipe, data)
-    with accelerator.main_process_first():
+        start = start_sha256(config, recipe)
+        preprocessing = preprocessing_for(recipe, data)
         cells = frame_cells(data, preprocessing)
-    drawn_split = choose_split(config, cells.data)
-    if release:
-        start = start_from_release(network, recipe, release, cells, drawn_split)
-    split = replace(drawn_split, notes=(*drawn_split.notes, *start.notes, *missing_classes(cells, drawn_split)))
-    _print_preparation(config, recipe, cells, split, start)
-    if accelerator.is_main_process:
-        planned.folder.require_space_for(network, recipe)
-    identity = replace(
-        planned.identity,
+    split = choose_split(config, cells.data)
+    identity = RunIdentity.of(
+        config,
+        recipe,
+        start=start,
         data=cells.data.fingerprint,
         split=split.fingerprint,
         precision=accelerator.mixed_precision,
         processes=accelerator.num_processes,
     )
-    # Again, now that cells and split are known.
-    resume = config.run.resume_from_checkpoint
-    planned.folder.check(resume, identity)
-    checkpoints = Checkpoints(planned.folder, identity, steps=config.run.checkpointing_steps)
-    if resume:
-        checkpoints.resume(resume)
-    return Prepared(planned, identity, cells, preprocessing, drawn_split, split, network, start, checkpoints)
+    folder.check(identity, resume=bool(config.run.resume_from_checkpoint))
+    # Every process has looked at the folder before the first one changes it.
+    accelerator.wait_for_everyone()
+    return Plan(config, recipe, accelerator, folder, cells, preprocessing, split, identity)
+
+
+# Prepare
+
+
+def prepare(
+    planned: Plan, build: Callable[[Recipe, int], nn.Module], trainer_class: type[Trainer]
+) -> tuple[NetworkStart, Trainer]:
+    """Make the network with its start weights, and its trainer; nothing in the run folder is changed.
+
+    The trainer's split is that of the plan, with notes on what weakens this run's metrics.
+
+    Raises:
+        LeukoscopeError: start weights that do not fit, or too few training cells.
+    """
+    config = planned.config
+    recipe = planned.recipe
+    cells = planned.cells
+    set_seed(config.run.seed)
+    network = build(recipe, len(cells.data.info.labels))
+    release = config.model.model_name_or_path
+    if release:
+        start = start_from_release(network, recipe, release, cells, planned.split)
+    else:
+        start = NetworkStart(load_start_weights(network, recipe, config.start_weights))
+    notes = (*planned.split.notes, *start.notes, *missing_classes(cells, planned.split))
+    split = replace(planned.split, notes=notes)
+    _print_preparation(config, recipe, cells, split, start)
+    checkpoints = Checkpoints(planned.folder, steps=config.run.checkpointing_steps)
+    if config.run.resume_from_checkpoint:
+        checkpoints.resume()
+    seed = config.run.seed
+    return start, trainer_class(planned.accelerator, network, cells, split, recipe, seed=seed, checkpoints=checkpoints)
 
 
 def _print_preparation(
@@ -230,12 +196,23 @@ def _print_preparation(
     if not split.test:
         note("  no cell is tested, so there are no test metrics; a validation side, if there is one, chooses the epoch")
     if len(info.labels) == 2 and not info.positive_label:
-        note("  no positive class: no sensitivity and no rule for subjects (name it with --positive_label)")
+        note("  no positive class: no sensitivity (name it with --positive_label)")
+    reason = _why_no_rule(cells, split)
+    if split.validation and reason:
+        note(f"  no rule for subjects will be fitted: {reason}")
     if config.is_smoke_run:
         note("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
     note(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
     for line in start.remarks:
         note(f"  {line}")
+
+
+def _why_no_rule(cells: FramedCells, split: Split) -> str:
+    """Why no rule for subjects can be fitted on the validation side; "" where it can."""
+    info = cells.data.info
+    rows = cells.rows(split.validation)
+    subjects = [cells.subjects[row] for row in rows]
+    return why_no_rule(subjects, cells.labels[rows], info.labels, info.positive_label)
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
@@ -262,29 +239,18 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
             train_folds=args.train_folds,
             test_folds=args.test_folds,
         )
-    drawn = f"split {split.strategy} ({split.detail})"
-    if args.no_validation and split.validation:
-        raise ConfigError(
-            f"--no_validation: has no effect on {drawn}, which has validation cells; leave it out, or choose "
-            "--split subject-cv, block-cv or random-cv"
-        )
-    used = _flags_with_effect(split) if not args.split_file else ()
-    defaults = DataArguments()
-    for flag in ("fold", "num_folds", "train_folds", "test_folds"):
+    is_cv = split.strategy.endswith("-cv") and not args.split_file
+    is_official = split.strategy == "official" and not args.split_file
+    effects = {"fold": is_cv, "num_folds": is_cv, "train_folds": is_official, "test_folds": is_official}
+    effects["no_validation"] = not split.validation
+    for flag, has_effect in effects.items():
         setting = getattr(args, flag)
-        if setting != getattr(defaults, flag) and flag not in used:
-            words = " ".join(setting) if isinstance(setting, list) else setting
-            raise ConfigError(f"--{flag} {words}: has no effect on {drawn}; leave it out, or choose another --split")
+        if setting != getattr(DataArguments(), flag) and not has_effect:
+            raise ConfigError(
+                f"--{flag}: has no effect on split {split.strategy} ({split.detail}); leave it out, or choose another "
+                "--split"
+            )
     return split.at_most(args.max_train_samples, args.max_eval_samples)
-
-
-def _flags_with_effect(split: Split) -> tuple[str, ...]:
-    """The flags of folds that a strategy reads."""
-    if split.strategy.endswith("-cv"):
-        return ("fold", "num_folds")
-    if split.strategy == "official":
-        return ("train_folds", "test_folds")
-    return ()
 
 
 def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:
@@ -306,26 +272,26 @@ def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:
 # Fit: `Trainer.fit`, between `begin` and `finish`
 
 
-def begin(prepared: Prepared, trainer: Trainer) -> None:
+def begin(planned: Plan, trainer: Trainer) -> None:
     """Write into the run folder which run this is, and remove an earlier run's results; start the tracker.
 
     Raises:
         LeukoscopeError: a wrong --class_frequencies, or a folder that cannot be written.
     """
-    planned = prepared.plan
-    _output_frequencies(prepared, trainer)  # raises here, not after the epochs
+    _output_frequencies(planned, trainer)  # raises here, not after the epochs
     # Nothing is removed before every process has found everything in order.
     planned.accelerator.wait_for_everyone()
     start_tracking(planned.accelerator, planned.config, planned.recipe)
     if planned.accelerator.is_main_process:
+        flags = planned.config.as_dict()
         resumed = bool(planned.config.run.resume_from_checkpoint)
-        planned.folder.begin(prepared.identity, prepared.drawn_split, keep_checkpoints=resumed)
+        planned.folder.begin(planned.identity, flags, planned.split, keep_checkpoints=resumed)
 
 
 # Finish
 
 
-def finish(prepared: Prepared, trainer: Trainer) -> None:
+def finish(planned: Plan, start: NetworkStart, trainer: Trainer) -> None:
     """Test the network of the epoch that was kept, write the release and, with a validation side, fit what decides.
 
     Every process takes part in predicting; the main one writes.
@@ -333,36 +299,39 @@ def finish(prepared: Prepared, trainer: Trainer) -> None:
     Raises:
         LeukoscopeError: a folder that cannot be written.
     """
-    planned = prepared.plan
     accelerator = planned.accelerator
     folder = planned.folder
-    split = prepared.split
-    network = ready_for_release(prepared, trainer)
-    tested = trainer.evaluate(split.test) if split.test else None
+    split = trainer.split
+    network = ready_for_release(planned, trainer)
+    tested = trainer.predict(split.test) if split.test else None
     validated = trainer.predict(split.validation) if split.validation else None
     if accelerator.is_main_process:
         with folder.writing():
-            metrics = _training_metrics(prepared, trainer)
+            metrics = _training_metrics(planned, start, trainer)
             if tested is not None:
-                block = _test_block(prepared, *tested)
-                metrics["evaluations"].append(block)
+                baseline = size_only_baseline(planned.cells, split, tested)
+                folder.save_predictions(tested, baseline)
+                size_only = headline(measure(baseline)) if baseline else None
+                block = evaluation_block(measure(tested), split, size_only)
+                metrics.evaluations.append(block)
                 accelerator.print(result_lines(block), flush=True)
-                training = metrics["training"]
-                track_test(accelerator, block, epochs_run=training["epochs_run"], kept_epoch=training["kept_epoch"])
+                training = metrics.training
+                track_test(accelerator, block, epochs_run=training.epochs_run, kept_epoch=training.kept_epoch)
             if is_timm_model(network):
-                _write_release(prepared, network, metrics)
+                _write_release(planned, network, metrics)
                 if validated is not None:
                     # What decides: temperature, thresholds and OOD detector, written into the release.
-                    fit_on_validation(folder.release, validated, prepared.cells, split)
-                    add_robustness(folder.release, prepared.cells, split, prepared.plan.config.run.robustness_cells)
+                    fit_on_validation(folder.release, validated, planned.cells, split)
+                    add_robustness(folder.release, planned.cells, split, planned.config.run.robustness_cells)
                     metrics = read_metrics(folder.release)
+            folder.draw_learning_curve(trainer.state.rows, trainer.select_epoch().epoch)
             folder.finish(metrics)
             accelerator.print(f"run folder: {folder.path}", flush=True)
     finish_tracking(accelerator)
     accelerator.wait_for_everyone()
 
 
-def ready_for_release(prepared: Prepared, trainer: Trainer) -> nn.Module:
+def ready_for_release(planned: Plan, trainer: Trainer) -> nn.Module:
     """Turn the trained network into the one that is tested and released.
 
     In place, its probabilities get the class priors that the release states, and its weights are rounded to what the
@@ -371,65 +340,57 @@ def ready_for_release(prepared: Prepared, trainer: Trainer) -> nn.Module:
     Returns:
         that network, or the plain one of timm that predicts the same where the recipe has a head of its own.
     """
-    recipe = prepared.plan.recipe
-    network = prepared.network
+    recipe = planned.recipe
+    network = trainer.network
     trained_for = training_frequencies(recipe, trainer.class_counts)
-    shift_class_frequencies(network, trained_for, _output_frequencies(prepared, trainer))
+    shift_class_frequencies(network, trained_for, _output_frequencies(planned, trainer))
     round_as_stored(network)
     if not recipe.pooled_norm:
         return network
-    cells = prepared.cells
-    rows = np.sort(evenly_spread(cells.rows(prepared.split.train), _MEASURED_CELLS))
+    cells = planned.cells
+    rows = np.sort(evenly_spread(cells.rows(planned.split.train), _MEASURED_CELLS))
     pixels = torch.from_numpy(np.ascontiguousarray(cells.pixels[rows].transpose(0, 3, 1, 2)))
     plain = build_network(replace(recipe, pooled_norm=False), len(cells.data.info.labels))
-    return rewrite_for_timm(network, plain, prepared.preprocessing.normalise(pixels))
+    return rewrite_for_timm(network, plain, planned.preprocessing.normalise(pixels))
 
 
-def _output_frequencies(prepared: Prepared, trainer: Trainer) -> torch.Tensor:
+def _output_frequencies(planned: Plan, trainer: Trainer) -> torch.Tensor:
     """(K,) class priors of the release's probabilities."""
-    labels = prepared.cells.data.info.labels
-    return output_frequencies(prepared.plan.config.data.class_frequencies, labels, trainer.class_counts)
+    labels = planned.cells.data.info.labels
+    return output_frequencies(planned.config.data.class_frequencies, labels, trainer.class_counts)
 
 
-def _training_metrics(prepared: Prepared, trainer: Trainer) -> dict[str, Any]:
+def _training_metrics(planned: Plan, start: NetworkStart, trainer: Trainer) -> Metrics:
     """The metrics.json of the run, before anything is evaluated."""
-    planned = prepared.plan
-    cells = prepared.cells
-    metrics = describe_run(
-        planned.config, prepared.identity, cells, prepared.split, prepared.start.name, planned.accelerator.device
-    )
-    frequencies = _output_frequencies(prepared, trainer).tolist()
-    metrics["training"] |= {
-        **prepared.start.provenance,
+    cells = planned.cells
+    device = planned.accelerator.device
+    metrics = describe_run(planned.config, planned.identity, cells, trainer.split, start.name, device)
+    reason = _why_no_rule(cells, trainer.split)
+    if reason:
+        metrics.subject_rule_missing = reason
+    frequencies = _output_frequencies(planned, trainer).tolist()
+    training = {
+        **metrics.training.content(),
+        **start.provenance,
         "output_frequencies": dict(zip(cells.data.info.labels, frequencies, strict=True)),
         "processes": planned.accelerator.num_processes,
         "seconds": trainer.seconds,
         "epochs_run": len(trainer.state.rows),
         "kept_epoch": trainer.select_epoch().epoch,
     }
-    return metrics
+    return metrics.model_copy(update={"training": Training.model_validate(training)})
 
 
-def _test_block(prepared: Prepared, predictions: CellPredictions, figures: dict[str, Any]) -> dict[str, Any]:
-    """The block of metrics.json of the test side, beside predictions from cell size alone; writes both predictions."""
-    block = evaluation_block(figures, prepared.split)
-    baseline = size_only_baseline(prepared.cells, prepared.split, predictions)
-    if baseline is not None:
-        block["size_only_baseline"] = headline(measure(baseline))
-    prepared.plan.folder.save_predictions(predictions, baseline)
-    return block
-
-
-def _write_release(prepared: Prepared, network: nn.Module, metrics: dict[str, Any]) -> None:
-    recipe = prepared.plan.recipe
-    info = prepared.cells.data.info
+def _write_release(planned: Plan, network: nn.Module, metrics: Metrics) -> None:
+    recipe = planned.recipe
+    info = planned.cells.data.info
     save_release(
-        prepared.plan.folder.release,
+        planned.folder.release,
         network,
         architecture=recipe.architecture,
         model_args=model_args(recipe),
         labels=info.labels,
-        preprocessing=prepared.preprocessing,
+        preprocessing=planned.preprocessing,
         metrics=metrics,
         description=f"{recipe.name} on {info.title}; research only",
     )

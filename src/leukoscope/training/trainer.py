@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,7 +27,7 @@ from leukoscope.models.recipes import Recipe
 from leukoscope.models.weights import freeze
 from leukoscope.progress import note, track
 from leukoscope.training.checkpoint import Checkpoints, Interrupted, StopRequest, TrainingState
-from leukoscope.training.data import CellDataset, make_inputs, prediction_loader, require_whole_step, training_loader
+from leukoscope.training.data import CellDataset, make_inputs, prediction_loader, training_loader, with_batch_that_fits
 from leukoscope.training.optimization import (
     count_classes,
     keep_depthwise_float32,
@@ -49,9 +49,7 @@ _VALIDATION_METRICS = (
     "auroc_by_subject",
 )
 _BATCHES_BETWEEN_CHECKS = 50
-
-GatheredBatch = tuple[torch.Tensor, torch.Tensor]
-"""(B, K) logits and the (B,) rows of their cells."""
+_LESS_MEMORY = "give a smaller --per_device_train_batch_size (with more --gradient_accumulation_steps) or --image_size"
 
 
 class Trainer:
@@ -77,22 +75,20 @@ class Trainer:
         recipe: Recipe,
         *,
         seed: int = 0,
-        cache_features: bool = True,
         checkpoints: Checkpoints | None = None,
     ):
         """Put all that training needs on the device; continue from a checkpoint where `checkpoints` has resumed one.
 
-        `network` has its start weights, and is trained in place. `cache_features` has a frozen backbone's features
-        computed only once, where that pays off.
+        `network` has its start weights, and is trained in place. A training side smaller than an optimiser step gets
+        smaller batches.
 
         Raises:
-            LeukoscopeError: a class without training cells, or fewer training cells than a step takes.
+            LeukoscopeError: a class without training cells, or fewer training cells than a step has batches.
         """
         self.accelerator = accelerator
         self.network = network
         self.cells = cells
         self.split = split
-        self.recipe = recipe
         self.checkpoints = checkpoints
         self.stop = StopRequest()
         self.seconds = 0.0
@@ -103,10 +99,12 @@ class Trainer:
         # What the network is fed with
         rows = cells.rows(split.train)
         epoch_cells = min(recipe.epoch_cells or len(rows), len(rows))
-        require_whole_step(len(rows), epoch_cells, recipe.train_batch_size, accelerator)
+        recipe = with_batch_that_fits(recipe, epoch_cells, accelerator)
+        self.recipe = recipe
         freeze(network, recipe.frozen)
         passes = recipe.num_train_epochs * (epoch_cells + len(split.validation)) + len(split.test)
-        self.inputs = make_inputs(accelerator, network, cells, recipe, seed, passes=passes if cache_features else 0)
+        rows_of_split = cells.rows((*split.train, *split.validation, *split.test))
+        self.inputs = make_inputs(accelerator, network, cells, recipe, seed, rows=rows_of_split, passes=passes)
         dataset = CellDataset(self.inputs, cells.labels, rows)
         subjects = [cells.subjects[row] for row in rows]
         loader = training_loader(dataset, subjects, epoch_cells, recipe, accelerator, seed)
@@ -179,9 +177,8 @@ class Trainer:
         state.average = None
         selection = self.select_epoch()
         if state.best_weights:
-            words = selection.watched.replace("val_", "validation ").replace("train_", "training ").replace("_", " ")
             score = state.rows[selection.epoch - 1][selection.watched]
-            note(f"kept epoch {selection.epoch}: {words} {score:.3f}")
+            note(f"kept epoch {selection.epoch}: {_in_short(selection.watched)} {score:.3f}")
 
     def _epoch(self) -> dict[str, Any]:
         """Train and validate once, keep what is the best, write a checkpoint; the row of summary.csv."""
@@ -200,7 +197,9 @@ class Trainer:
         if self.split.validation and selection.epoch == state.epoch:
             weights = state.eval_network.state_dict()
             state.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
-        note("  ".join(f"{column} {_in_short(figure)}" for column, figure in row.items()))
+        columns = [column for column in ("train_loss", selection.watched, "val_loss") if column in row]
+        figures = [f"{_in_short(column)} {row[column]:.3f}" for column in dict.fromkeys(columns)]
+        note(f"epoch {row['epoch']}/{self.recipe.num_train_epochs}: {', '.join(figures)}, {row['seconds']:.0f} s")
         if selection.stop_reason:
             note(f"{selection.stop_reason}: stopped")
         if self.checkpoints and self.checkpoints.each_epoch:
@@ -225,10 +224,11 @@ class Trainer:
             skip_first_batches(self.loader, seen) if seen else self.loader,
             f"epoch {epoch + 1} of {self.recipe.num_train_epochs}",
             len(self.loader) * self.recipe.num_train_epochs,
+            unit="batches",
             done=len(self.loader) * epoch + seen,
         )
         for items, labels, rows in batches:
-            with memory_errors(device, len(labels), self._smaller_batch(2 * batches_per_step)):
+            with memory_errors(device, len(labels), _LESS_MEMORY):
                 items = items.to(device, non_blocking=True)
                 # Rows stay where the augmentation uses them.
                 inputs = self.inputs.for_training(items, rows, epoch)
@@ -322,43 +322,28 @@ class Trainer:
 
     def predict(self, cell_ids: tuple[str, ...]) -> CellPredictions:
         """Predict the given cells, during `fit` with the averaged weights, where the recipe keeps an average."""
-        return self._predictions(*_joined(self._gathered_batches(cell_ids, "prediction")))
-
-    def evaluate(self, cell_ids: tuple[str, ...]) -> tuple[CellPredictions, dict[str, Any]]:
-        """Predict the given cells as `predict` does, and measure the predictions: figures as of `metrics.measure`."""
-        batches = self._gathered_batches(cell_ids, "prediction")
-        return self._predictions(*_joined(batches)), self._measure(batches)
+        return self._predictions(*self._logits(cell_ids, "prediction"))
 
     def _validate(self) -> dict[str, float]:
         """The validation columns of summary.csv; val_loss is the training loss on those cells."""
         # A checkpoint may be written between batches; after training the network is no longer what it resumes from.
-        batches = self._gathered_batches(self.split.validation, "validation", after_batch=self._stop_if_asked)
-        logits, rows = _joined(batches)
+        logits, rows = self._logits(self.split.validation, "validation", after_batch=self._stop_if_asked)
         device = self.accelerator.device
         labels = torch.from_numpy(self.cells.labels[rows.numpy()])
         with torch.inference_mode():
             loss = self.compute_loss(logits.to(device), labels.to(device), self.state.eval_network)
-        metrics = {"loss": float(loss), **self._measure(batches)}
+        # Of all processes' cells, so that they come to one decision.
+        predictions = self._predictions(logits, rows)
+        metric = cell_metric(predictions.label_names, subjects=True)
+        measured = metric.compute(predictions=predictions.probabilities, references=references_of(predictions))
+        metrics = {"loss": float(loss), **measured}
         columns = [name for name in _VALIDATION_METRICS if metrics.get(name) is not None]
         return {f"val_{name}": round(metrics[name], 5) for name in columns}
 
-    def _measure(self, batches: Sequence[GatheredBatch]) -> dict[str, Any]:
-        """Measure gathered batches by the metric of 🤗 evaluate; the same figures in every process.
-
-        Subjects travel as references, because epochs are chosen by subject.
-        """
-        info = self.cells.data.info
-        metric = cell_metric(info.labels, subjects=True, areas=info.background == "black")
-        for logits, rows in batches:
-            predictions = self._predictions(logits, rows)
-            metric.add_batch(predictions=predictions.probabilities, references=references_of(predictions))
-        metrics: dict[str, Any] = metric.compute()
-        return metrics
-
-    def _gathered_batches(
+    def _logits(
         self, cell_ids: tuple[str, ...], label: str, after_batch: Callable[[int], None] | None = None
-    ) -> list[GatheredBatch]:
-        """Predict the given cells: (B, K) logits and (B,) rows of each batch of all processes, on the CPU.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict the given cells: (N, K) logits and (N,) rows from all processes, on the CPU.
 
         Args:
             label: what is done, for the progress.
@@ -368,32 +353,21 @@ class Trainer:
         device = accelerator.device
         cells = CellDataset(self.inputs, self.cells.labels, self.cells.rows(cell_ids))
         model = self.inputs.model(self.state.eval_network).eval()
-        gathered: list[GatheredBatch] = []
+        gathered: list[tuple[torch.Tensor, torch.Tensor]] = []
         # Without gradients twice as many fit as in training.
         loader = prediction_loader(cells, 2 * self.recipe.train_batch_size, accelerator)
-        for number, (items, _, rows) in enumerate(track(loader, label, len(loader))):
+        for number, (items, _, rows) in enumerate(track(loader, label, len(loader), unit="batches")):
             # In float32, as releases predict: metrics of half precision would be another network's.
             no_autocast = accelerator.autocast(AutocastKwargs(enabled=False))
-            with memory_errors(device, len(rows), self._smaller_batch()), torch.inference_mode(), no_autocast:
+            with memory_errors(device, len(rows), _LESS_MEMORY), torch.inference_mode(), no_autocast:
                 logits = model(self.inputs.for_prediction(items.to(device, non_blocking=True))).float()
             gathered.append(accelerator.gather_for_metrics((logits, rows.to(device, non_blocking=True))))
             if after_batch:
                 after_batch(number)
         # Moved at the end: a GPU would wait for each batch.
-        batches = [(logits.cpu(), rows.cpu()) for logits, rows in gathered]
-        predicted = torch.cat([rows for _, rows in batches])
+        of_all, predicted = (torch.cat(parts).cpu() for parts in zip(*gathered, strict=True))
         assert sorted(predicted.tolist()) == sorted(cells.rows.tolist()), "a cell was predicted twice or not at all"
-        return batches
-
-    def _smaller_batch(self, batches_per_step: int = 0) -> str:
-        """Advice for a full memory: half the batch size and, unless 0, this many batches per optimiser step."""
-        size = self.recipe.train_batch_size
-        if size == 1:
-            return "give a smaller --image_size"
-        fix = f"give --per_device_train_batch_size {size // 2}"
-        if batches_per_step:
-            fix += f" --gradient_accumulation_steps {batches_per_step}"
-        return fix
+        return of_all, predicted
 
     def _predictions(self, logits: torch.Tensor, rows: torch.Tensor) -> CellPredictions:
         """(N, K) logits as probabilities of the cells of (N,) rows."""
@@ -434,11 +408,6 @@ class Trainer:
             raise Interrupted(signal_number)
 
 
-def _joined(batches: Sequence[GatheredBatch]) -> GatheredBatch:
-    """Batches as one: (N, K) logits and (N,) rows."""
-    return torch.cat([logits for logits, _ in batches]), torch.cat([rows for _, rows in batches])
-
-
-def _in_short(figure: Any) -> str:
-    """A figure of summary.csv for the terminal."""
-    return f"{figure:.4g}" if isinstance(figure, float) else str(figure)
+def _in_short(column: str) -> str:
+    """A column of summary.csv as words: val_balanced_accuracy_by_subject → balanced accuracy."""
+    return column.removesuffix("_by_subject").replace("_", " ").replace("val balanced", "balanced")

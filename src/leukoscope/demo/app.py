@@ -1,0 +1,88 @@
+"""The page: head, tabs and what stands below them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from leukoscope import RESEARCH_NOTICE
+from leukoscope.demo.batch import batch_tab
+from leukoscope.demo.cell import (
+    ADDRESS_IS_READ,
+    PEOPLE_NAME,
+    PRIVATE_EVENT,
+    TAB_NAMES,
+    Page,
+    cell_tab,
+    keep_tab,
+    named_in_address,
+)
+from leukoscope.demo.components import PictureStrip
+from leukoscope.demo.endpoints import add_endpoints
+from leukoscope.demo.evidence import evidence_tab
+from leukoscope.demo.models import Models
+from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, example_tiles
+from leukoscope.demo.smear import smear_tab
+from leukoscope.demo.uploads import KEPT_SECONDS, Visit
+from leukoscope.reports.words import short_name
+
+ABOUT = """
+**ALL**: a blast, an immature white cell, of acute lymphoblastic leukaemia. **HEM**: a normal cell, a B-cell precursor.
+"""
+PRIVACY = """
+An upload is deleted from this server’s disk once it is read; one that is never read, within two hours; all of them when
+the server stops. Its pixels stay in this server’s memory for at most two hours. A picture that the API returns is
+deleted within six minutes. No visit is logged and nothing is sent elsewhere: the Hugging Face Hub is asked only for
+models that you name by their Hub id. Leukoscope is open software (Apache-2.0); each model’s card names its data,
+licence and how to cite it. The synthetic pictures are drawn by Leukoscope.
+"""
+
+
+def build(models: Models) -> gr.Blocks:
+    """The page, not yet served."""
+    names = [(short_name(name), name) for name in models.names]
+    people = {**example_tiles(CELL_NAMES[:1])[0], "name": PEOPLE_NAME, "label": "two people"}
+    with gr.Blocks(title="Leukoscope", fill_width=True, analytics_enabled=False) as demo:
+        visit = gr.State(Visit(), time_to_live=KEPT_SECONDS)
+        with gr.Row(elem_id="head"):
+            gr.Markdown("# Leukoscope", elem_id="name", container=False)
+            gr.Markdown(RESEARCH_NOTICE, elem_id="notice", container=False)
+            model = gr.Dropdown(
+                names,
+                value=next(iter(models.names), ""),
+                allow_custom_value=True,
+                label="Model: one that is listed, or any Hub id such as owner/name",
+                show_label=False,
+                container=False,
+                elem_id="model",
+            )
+        strips = (
+            PictureStrip(example_tiles(CELL_NAMES), "a cell", elem_id="cell-strip", render=False),
+            PictureStrip(example_tiles([SMEAR_NAME]), "a stained smear", elem_id="smear-strip", render=False),
+            PictureStrip([people], "cells, a folder, a zip", many=True, elem_id="batch-strip", render=False),
+        )
+        with gr.Tabs(elem_id="pages") as pages:
+            page = Page(models, model, visit, pages, *strips)
+            with gr.Tab("Cell", id="cell") as cell:
+                cell_tab(page)
+            with gr.Tab("Smear", id="smear") as smear:
+                smear_tab(page, smear)
+            with gr.Tab("Batch", id="batch") as batch:
+                batch_tab(page)
+            with gr.Tab("Evidence", id="evidence") as evidence:
+                evidence_tab(page, evidence)
+        for tab, name in zip((cell, smear, batch, evidence), TAB_NAMES, strict=True):
+            tab.select(None, js=keep_tab(name))
+        with gr.Column(elem_id="foot"):
+            gr.Markdown(ABOUT, container=False)
+            with gr.Accordion("Privacy, licences and citation", open=False):
+                gr.Markdown(PRIVACY, container=False)
+        add_endpoints(demo, models)
+
+        def opened_address(request: gr.Request) -> tuple[Any, ...]:
+            return named_in_address(models, request)
+
+        opened = demo.load(opened_address, None, [*strips, model, pages], **PRIVATE_EVENT)
+        opened.then(None, js=ADDRESS_IS_READ)
+    return demo.queue(default_concurrency_limit=16, max_size=64, api_open=False)

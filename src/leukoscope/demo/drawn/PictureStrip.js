@@ -1,0 +1,78 @@
+// The value is the name of an example, or the paths of files on their way to the model. The newest wins: what was sent
+// late, of an earlier choice, is dropped.
+const AT_ONCE = 4;
+window.leukoscope ??= { asked: 0 };
+const note = (words) => {
+  element.querySelector(".note").textContent = words;
+};
+const isShown = () => element.checkVisibility();
+const isBeside = (other) => other.closest(".tabitem") === element.closest(".tabitem");
+
+async function send(files, number) {
+  const waiting = files.map((file, place) => ({ file, place }));
+  const sent = [];
+  async function next() {
+    while (waiting.length && number === window.leukoscope.asked) {
+      const { file, place } = waiting.shift();
+      sent[place] = { upload: (await upload(file)).path, name: file.webkitRelativePath || file.name };
+      note(files.length > 1 ? "Sent " + Object.keys(sent).length + " of " + files.length : "");
+    }
+  }
+  await Promise.all(Array.from({ length: AT_ONCE }, next));
+  return sent;
+}
+
+async function give(list) {
+  const files = [...(list ?? [])].filter((file) => file.size);
+  if (!files.length) {
+    return;
+  }
+  const number = ++window.leukoscope.asked;
+  const isPicture = files.length === 1 && files[0].type.startsWith("image/");
+  const words = "Sending …";
+  const picture = isPicture ? URL.createObjectURL(files[0]) : "";
+  document.dispatchEvent(new CustomEvent("leukoscope:given", { detail: { picture, words, shown: isBeside } }));
+  note("");
+  try {
+    const sent = await send(files, number);
+    if (number === window.leukoscope.asked) {
+      props.value = { ...props.value, example: "", files: sent };
+    }
+  } catch {
+    if (number === window.leukoscope.asked) {
+      note("Not sent: the server cannot be reached, or refused it. Give it again.");
+    }
+  }
+}
+
+function press(event) {
+  const tile = event.target.closest("[data-name]");
+  if (tile) {
+    window.leukoscope.asked += 1;
+    note("");
+    props.value = { ...props.value, example: tile.dataset.name, files: [] };
+  }
+}
+
+function over(event) {
+  const hasFiles = event.dataTransfer?.types.includes("Files");
+  if (isShown() && hasFiles) {
+    event.preventDefault();
+    element.classList.toggle("over", event.type === "dragover");
+  }
+}
+
+element.addEventListener("click", press);
+element.addEventListener("change", async (event) => {
+  await give(event.target.files);
+  event.target.value = "";
+});
+document.addEventListener("paste", (event) => isShown() && give(event.clipboardData.files));
+document.addEventListener("dragover", over);
+document.addEventListener("dragleave", (event) => event.relatedTarget || over(event));
+document.addEventListener("drop", (event) => {
+  over(event);
+  if (isShown()) {
+    give(event.dataTransfer.files);
+  }
+});

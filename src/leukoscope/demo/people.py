@@ -1,0 +1,297 @@
+"""What a model says of many cells and of the people they are of, as plain data for the plot, the table and the API."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from typing_extensions import TypedDict
+
+from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
+from leukoscope.data.images import open_bytes
+from leukoscope.data.registry import cells_of
+from leukoscope.demo.answers import Row, as_csv, colour
+from leukoscope.demo.files import Batch
+from leukoscope.demo.models import Models
+from leukoscope.demo.pictures import Picture
+from leukoscope.demo.uploads import CELL_LIMIT
+from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, TOO_FEW_CELLS, Prediction
+from leukoscope.inference.subject import SubjectPrediction, SubjectRule
+from leukoscope.models.release import ReleaseInfo
+from leukoscope.reports import words
+
+LANES = (50, 34, 66, 22, 78)  # per cent of a row's height, so that dots beside each other can be told apart
+MAX_BATCH_KEPT = 64 * 2**20  # bytes of a batch's files that stay in the visitor's session, to be opened
+MAX_PROBLEMS = 5  # that are shown
+UNKNOWN = "unknown person"
+
+
+class Cell(NamedTuple):
+    """One picture's prediction; `content` is its file, empty beyond `MAX_BATCH_KEPT`."""
+
+    name: str
+    subject: str
+    label: str
+    prediction: Prediction
+    content: bytes = b""
+
+
+class Plot(TypedDict, total=False):
+    """A batch as its plot shows it."""
+
+    problem: str
+    model: str
+    title: str
+    reading: bool
+    share: float  # of the files that are read, per cent
+    caveats: list[str]
+    notes: list[str]
+    people: list[Row]  # each with `dots`; places are per cent
+    axis: str
+    saved: str
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """A batch as far as one model has read it; in a visitor's session, in memory only."""
+
+    release: ReleaseInfo
+    total: int
+    notes: tuple[str, ...] = ()
+    cells: tuple[Cell, ...] = ()
+    problems: tuple[str, ...] = ()
+    done: int = 0
+    stopped: bool = False
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether files of it are still read."""
+        return self.done < self.total and not self.stopped
+
+    @property
+    def labels(self) -> list[str]:
+        """The model's classes."""
+        return list(self.release.labels)
+
+    @cached_property
+    def rule(self) -> SubjectRule | None:
+        """What the release predicts for people by; None where it was not measured."""
+        return SubjectRule.from_metrics(self.release.metrics, self.release.labels)
+
+    @property
+    def positive(self) -> str:
+        """The class whose probability is plotted."""
+        return self.rule.positive_label if self.rule else self.labels[0]
+
+    @cached_property
+    def by_person(self) -> dict[str, list[int]]:
+        """Person, "" for unknown → numbers of the cells, people by name."""
+        numbers = defaultdict(list)
+        for number, cell in enumerate(self.cells):
+            numbers[cell.subject].append(number)
+        return {name: numbers[name] for name in sorted(numbers, key=by_number)}
+
+    @cached_property
+    def predictions(self) -> dict[str, SubjectPrediction]:
+        """Known person → what the model says of it; none while files are read, or without a rule."""
+        predictions = {}
+        if self.rule is not None and not self.is_reading:
+            for name, numbers in self.by_person.items():
+                cells = [self.cells[number].prediction for number in numbers]
+                shares = np.array([list(cell.probabilities.values()) for cell in cells])
+                if name:
+                    predictions[name] = self.rule.predict(shares, [cell.outcome for cell in cells], subject=name)
+        return predictions
+
+    @property
+    def caveats(self) -> list[str]:
+        """What must be known before the results are used."""
+        names = {cell.name for cell in self.cells} | {f"UID_{cell.subject}_" for cell in self.cells}
+        known = {words.training_subject(self.release.metrics, name) for name in names} - {""}
+        listed = ", ".join(sorted(known, key=by_number))
+        return [f"Trained on people called {listed}: if these are the same, the results are too good."] if known else []
+
+    @property
+    def recognised(self) -> str:
+        """Of the cells whose class is known, how many get it as the most probable one; "" where none is known."""
+        of_class = Counter(cell.label for cell in self.cells)
+        right = Counter(cell.label for cell in self.cells if cell.prediction.most_probable == cell.label)
+        parts = [f"{right[label]} of {of_class[label]} {cells_of(label)}" for label in self.labels if of_class[label]]
+        return f"Recognised: {', '.join(parts)}." if parts else ""
+
+
+def by_number(name: str) -> list[Any]:
+    """Sorts names as people do: 2 before 16, the unknown last."""
+    parts: list[Any] = re.split(r"(\d+)", name or "\uffff")
+    parts[1::2] = map(int, parts[1::2])
+    return parts
+
+
+def predict_batch(
+    models: Models, model: str, read: Callable[[Sequence[str]], Batch], stopped: Callable[[], bool] = lambda: False
+) -> Iterator[BatchResult]:
+    """Predict every picture of a batch: the cells so far after each, at last the whole result.
+
+    Args:
+        read: classes of the release → the batch.
+        stopped: whether the rest is to be left out; asked after each cell.
+
+    Raises:
+        LeukoscopeError: the model cannot be used, what is known of the pictures contradicts itself, or not one picture
+            can be used.
+    """
+    predictor = models.predictor(model)
+    batch = read(predictor.release.labels)
+    problems = batch.problems[:]
+    cells: list[Cell] = []
+    first_of: dict[str, str] = {}
+    kept_bytes = 0
+    result = BatchResult(predictor.release, len(batch.cells), tuple(batch.notes))
+    for done, cell in enumerate(batch.cells, 1):
+        # One by one: decoded pictures of a whole batch would fill the memory, and a visitor's cell waits for one only.
+        content = cell.source if isinstance(cell.source, bytes) else cell.source.read_bytes()
+        try:
+            picture = opened(cell.name, content)
+            (prediction,) = predictor([picture.image])
+            _require_cell(picture, prediction, first_of)
+            kept_bytes += len(content)
+            cells.append(
+                Cell(cell.name, cell.subject, cell.label, prediction, content if kept_bytes < MAX_BATCH_KEPT else b"")
+            )
+        except LeukoscopeError as error:
+            problems.append(str(error))
+        is_stopped = stopped()
+        result = replace(result, cells=tuple(cells), problems=tuple(problems), done=done, stopped=is_stopped)
+        yield result
+        if is_stopped:
+            return
+    if not cells:
+        raise DataError(f"Not one picture can be used. {[*problems, 'None was given.'][0]}")
+
+
+def _require_cell(picture: Picture, prediction: Prediction, first_of: dict[str, str]) -> None:
+    """Raise `DataError` for a picture that does not count as a cell, or counts already."""
+    other = first_of.setdefault(prediction.pixel_hash, picture.name)
+    if other != picture.name:
+        raise DataError(f"{picture.name}: is a copy of {other}, pixel for pixel; it counts once")
+    if prediction.outcome == NOT_A_CELL:
+        raise DataError(f"{picture.name}: shows a smear, no single cell; give it in the tab Smear")
+    if prediction.outcome == OUT_OF_DISTRIBUTION and picture.holds_no_cell:
+        raise DataError(f"{picture.name}: no white blood cell found; nothing in it is stained as the nucleus of one is")
+
+
+def opened(name: str, content: bytes) -> Picture:
+    """A picture of a batch."""
+    return Picture(open_bytes(content, name, max_pixels=CELL_LIMIT.pixels, ground=None), name, back="batch")
+
+
+def plot_of(result: BatchResult) -> Plot:
+    """A batch as its plot shows it."""
+    notes = [result.recognised, *result.notes, *result.problems[:MAX_PROBLEMS]]
+    if len(result.problems) > MAX_PROBLEMS:
+        notes.append(f"{len(result.problems) - MAX_PROBLEMS} more could not be used.")
+    return Plot(
+        model=words.short_name(result.release.name),
+        title=f"{'Stopped: ' * result.stopped}{result.done} of {result.total} pictures read",
+        reading=result.is_reading,
+        share=round(100 * result.done / max(1, result.total), 1),
+        caveats=result.caveats,
+        notes=[note for note in notes if note],
+        people=[person(result, name) for name in result.by_person],
+        axis=f"each dot a cell: its probability of {words.named(result.positive)}",
+        saved="" if result.is_reading else as_csv(table_of(result)),
+    )
+
+
+def person(result: BatchResult, name: str) -> Row:
+    """One person; without a verdict while cells are still read."""
+    numbers = result.by_person[name]
+    row: Row = {"name": name or UNKNOWN, "cells": f"{len(numbers)} cell{'s' * (len(numbers) > 1)}"}
+    row["dots"] = [dot(result, number, place) for place, number in enumerate(numbers)]
+    prediction = result.predictions.get(name)
+    if prediction is None:
+        return row
+    row |= {"colour": colour(prediction.outcome, result.labels), **person_words(prediction)}
+    if prediction.is_result and prediction.interval is not None:
+        low, high = prediction.interval
+        row |= {"low": round(100 * low, 1), "width": round(max(1, 100 * (high - low)), 1)}
+    return row
+
+
+def person_words(prediction: SubjectPrediction) -> Row:
+    """What a model says of a person, and why or how surely: it leans where most of its cells are not sure."""
+    rule = prediction.rule
+    if prediction.outcome == TOO_FEW_CELLS:
+        detail = f"{rule.least_cells - prediction.used} more are needed: {rule.least_cells} that it knows"
+        return {"words": "Too few cells", "detail": detail}
+    if prediction.outcome == OUT_OF_DISTRIBUTION:
+        detail = f"{prediction.refused} of {prediction.cells} cells are unlike its training cells"
+        return {"words": "No class", "detail": detail}
+    low, high = prediction.interval or (0.0, 1.0)
+    detail = f"{prediction.positive_label} {prediction.probability or 0:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+    verdict = f"Looks like {prediction.outcome}" if prediction.outcome in rule.labels else "Not sure"
+    if 2 * prediction.abstained >= prediction.used:
+        verdict = verdict.replace("Looks like", "Leans towards")
+        detail = f"{prediction.abstained} of {prediction.used} cells are not sure; {detail}"
+    return {"words": verdict, "detail": detail}
+
+
+def dot(result: BatchResult, number: int, place: int) -> Row:
+    """One cell."""
+    cell = result.cells[number]
+    share = cell.prediction.probabilities[result.positive]
+    outcome = cell.prediction.outcome
+    title = f"{cell.name}: {words.outcome_text(outcome)}, {result.positive} {words.percent(share)}"
+    return placed_dot(number, share, place, colour(outcome, result.labels), title)
+
+
+def placed_dot(number: int, share: float, place: int, colour: str, title: str) -> Row:
+    """A dot at a share, 0–1, of the plot's width."""
+    lane = LANES[place % len(LANES)]
+    return {"number": number, "x": round(100 * share, 1), "y": lane, "colour": colour, "title": title}
+
+
+def lines_of(result: BatchResult) -> list[Row]:
+    """A line for each cell, as the API gives it."""
+    return [
+        {
+            "file": cell.name,
+            "subject": cell.subject,
+            "outcome": cell.prediction.outcome,
+            "reasons": " ".join(reason.code for reason in cell.prediction.decision.reasons),
+            "label": cell.label,
+            **{f"p_{label}": share for label, share in cell.prediction.probabilities.items()},
+            "ood_score": cell.prediction.checks.ood_score,
+            "model": result.release.name,
+            "revision": result.release.revision,
+            "notice": RESEARCH_NOTICE,
+        }
+        for cell in result.cells
+    ]
+
+
+def table_of(result: BatchResult) -> pd.DataFrame:
+    """A line for each cell, as it is saved."""
+    return pd.DataFrame(lines_of(result))
+
+
+def kept_picture(result: BatchResult, number: int) -> Picture:
+    """A cell of a batch, to be opened.
+
+    Raises:
+        DataError: no such cell, or one whose picture was not kept.
+    """
+    if not 0 <= number < len(result.cells):
+        raise DataError(f"cell {number + 1}: this batch has {len(result.cells)} cells; open one of them")
+    cell = result.cells[number]
+    if not cell.content:
+        raise DataError(
+            f"{cell.name}: of a batch, {MAX_BATCH_KEPT // 2**20} MB of pictures are kept; send this one alone"
+        )
+    return opened(cell.name, cell.content)

@@ -1,0 +1,195 @@
+"""What the stages show, as plain data: every picture is in memory only, and travels within the page as a data URI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+
+import numpy as np
+from PIL import Image
+from typing_extensions import TypedDict
+
+from leukoscope.data.images import foreground, is_cut_out, is_dark, to_rgb
+from leukoscope.data.smear import looks_like_smear
+from leukoscope.inference.gradcam import overlay
+from leukoscope.inference.prediction import Prediction, turned
+from leukoscope.reports.words import data_uri, encoded
+from leukoscope.synthetic import EXAMPLE_CELLS, EXAMPLE_SMEAR_PITCH, example_cell, example_smear
+
+CELL_SIDE = 640  # pixels of a cell as the stage shows it
+TILE_SIDE = 132
+SMEAR_SIDE = 1400
+OPACITY = 0.8  # of a map
+FINER_MAP = 2  # how many times as large as its cell a map is drawn, so that the cell's outline has no steps
+FILLS = 0.7  # share of the stage's side that a cell on black fills
+FILLS_TILE = 0.88
+MOST_ENLARGED = 2.2
+LEAST_CELL = 0.002  # share of a picture on black that a cell covers at least
+CELL_NAMES = [str(number) for number in range(1, len(EXAMPLE_CELLS) + 1)]
+SMEAR_NAME = "smear"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, in memory only.
+
+    Attributes:
+        image: upright, RGB, or RGBA where parts of it are transparent.
+        name: its file name, or which synthetic one it is.
+        example: what the page's address calls it; "" for any other.
+        um_per_pixel: its scale, where that is known.
+        field_share: of a cell of a smear, the share of the smear's cells that are like the training cells.
+        back: the tab that it was opened from; "" for none.
+    """
+
+    image: Image.Image
+    name: str
+    example: str = ""
+    um_per_pixel: float | None = None
+    field_share: float | None = None
+    back: str = ""
+
+    def on(self, ground: tuple[int, int, int]) -> Picture:
+        """The picture in RGB, its transparent parts in this colour."""
+        return replace(self, image=to_rgb(self.image, self.name, ground=ground))
+
+    @property
+    def bytes(self) -> int:
+        """Of its pixels."""
+        return self.image.width * self.image.height * len(self.image.getbands())
+
+    @cached_property
+    def rgb(self) -> Image.Image:
+        """Its pixels on black, unless a model put them on another ground."""
+        return to_rgb(self.image, self.name)
+
+    @cached_property
+    def on_black(self) -> bool:
+        """Whether this is a cell cut out on black."""
+        return is_cut_out(self.rgb)
+
+    @cached_property
+    def is_dark(self) -> bool:
+        """Whether this is a cell on black that is shown brighter."""
+        return is_dark(self.rgb, on_black=self.on_black)
+
+    @cached_property
+    def holds_no_cell(self) -> bool:
+        """Whether it holds neither a cell on black nor what is stained as in a smear."""
+        if self.on_black:
+            return bool(foreground(np.asarray(self.rgb)).mean() < LEAST_CELL)
+        return not looks_like_smear(self.rgb)
+
+    def zoom(self, fills: float = FILLS) -> float:
+        """How much a cell on black is enlarged, ≥ 1, to fill that share of the stage; other pictures are not."""
+        if not self.on_black:
+            return 1.0
+        box = Image.fromarray(foreground(np.asarray(self.rgb))).getbbox() or (0, 0, *self.rgb.size)
+        # The picture is enlarged about its centre: the farthest edge of the cell counts.
+        farthest = max(abs(2 * edge / side - 1) for edge, side in zip(box, self.rgb.size * 2, strict=True))
+        return min(max(fills / farthest, 1), MOST_ENLARGED)
+
+
+class Tile(TypedDict):
+    """A form of a cell, or a cell of a smear, and what a model says of it."""
+
+    number: int
+    picture: str
+    dark: bool
+    name: str
+    words: str
+    colour: str
+    differs: bool
+
+
+class Stage(TypedDict, total=False):
+    """A cell as the stage shows it."""
+
+    name: str
+    picture: str
+    dark: bool
+    zoom: float
+    back: str
+    map: str
+    map_label: str
+    map_state: str  # "passed", "failed", "unchecked"; "" where there is none
+    map_words: str
+    map_of: str  # the model whose maps passed where those of this one failed
+    map_of_name: str
+    tiles: list[Tile]
+    tiles_words: str
+    view: str  # that is opened; "" leaves it as it is
+
+
+class ExampleTile(TypedDict):
+    """A synthetic picture in a strip."""
+
+    name: str
+    label: str
+    picture: str
+    dark: bool
+
+
+def full(image: Image.Image) -> str:
+    """A picture as it fills the stage: with every pixel of the file, where it is no larger than the stage."""
+    if max(image.size) <= CELL_SIDE:
+        return data_uri("image/webp", encoded(image, "WEBP", lossless=True, quality=0, method=0))
+    return small(image, CELL_SIDE, quality=92)
+
+
+def small(image: Image.Image, side: int = TILE_SIDE, *, quality: int = 88) -> str:
+    """A picture of at most so many pixels a side."""
+    image = image.copy()
+    image.thumbnail((side, side))
+    return data_uri("image/webp", encoded(image, "WEBP", quality=quality, method=0))
+
+
+def closer(image: Image.Image, zoom: float) -> Image.Image:
+    """The middle of a picture that is enlarged so many times."""
+    left = round(image.width * (1 - 1 / zoom) / 2)
+    top = round(image.height * (1 - 1 / zoom) / 2)
+    return image.crop((left, top, image.width - left, image.height - top))
+
+
+def turned_views(image: Image.Image) -> list[Image.Image]:
+    """A picture in its eight orientations, as it is first."""
+    return [Image.fromarray(np.ascontiguousarray(turned(np.asarray(image)[None], view)[0])) for view in range(8)]
+
+
+def map_over(picture: Picture, prediction: Prediction, label: str, finer: int = 1) -> Image.Image:
+    """A class's map over its picture, `finer` times as large where that is a cell on black; all classes share a scale.
+
+    The prediction has maps.
+    """
+    heats = {name: heat.evidence for name, heat in (prediction.heatmaps or {}).items()}
+    peak = max(float(heat.max()) for heat in heats.values())
+    image = picture.rgb.copy()
+    image.thumbnail((CELL_SIDE, CELL_SIDE))
+    if finer > 1 and picture.on_black:
+        image = image.resize((finer * image.width, finer * image.height), Image.Resampling.BICUBIC)
+    scale = image.width / picture.image.width
+    left, top, right, bottom = (edge * scale for edge in prediction.view_box)
+    return overlay(image, heats[label], (left, top, right, bottom), opacity=OPACITY, peak=peak)
+
+
+@cache
+def example(name: str) -> Picture | None:
+    """A synthetic cell or the synthetic smear by its name; None for any other name."""
+    if name == SMEAR_NAME:
+        return Picture(Image.fromarray(example_smear()), "Synthetic smear", name, um_per_pixel=EXAMPLE_SMEAR_PITCH)
+    if name not in CELL_NAMES:
+        return None
+    label, column = EXAMPLE_CELLS[int(name) - 1]
+    return Picture(Image.fromarray(example_cell(label, column)), f"Synthetic {label}", name)
+
+
+def example_tiles(names: list[str]) -> list[ExampleTile]:
+    """Synthetic pictures as tiles of a strip."""
+    tiles = []
+    for name in names:
+        picture = example(name)
+        assert picture is not None, name
+        label = picture.name.removeprefix("Synthetic ")
+        shown = closer(picture.rgb, picture.zoom(FILLS_TILE))
+        tiles.append(ExampleTile(name=name, label=label, picture=small(shown), dark=picture.is_dark))
+    return tiles

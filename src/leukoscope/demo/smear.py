@@ -1,0 +1,343 @@
+"""A smear: every white cell found and classified by the chosen model; each can be opened as a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import gradio as gr
+import numpy as np
+import pandas as pd
+from typing_extensions import TypedDict
+
+from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
+from leukoscope.data.registry import EMPTY_SLIDE_RGB, cells_of
+from leukoscope.data.smear import IMPLAUSIBLE_SCALE, SmearCell, cut_out
+from leukoscope.demo import pictures
+from leukoscope.demo.answers import Card, Part, Row, as_csv, ask, colour, other_line, trusted
+from leukoscope.demo.cell import HANDED_TO_TAB, PRIVATE_EVENT, STARTING_EVENT, Page, chosen_model, pressed
+from leukoscope.demo.components import SmearStage, VerdictCard
+from leukoscope.demo.models import Models
+from leukoscope.demo.pictures import SMEAR_NAME, Picture, Tile, example
+from leukoscope.demo.uploads import SMEAR_LIMIT, Visit, as_chosen, as_example
+from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
+from leukoscope.inference.smear import AT_EDGE, SmearReading, read_smear
+from leukoscope.models.release import ReleaseInfo
+from leukoscope.reports import words
+from leukoscope.reports.words import outcome_text
+
+# Of one smear: half a minute of a small machine; a visitor's cell waits until a batch of its cells is computed.
+LIMITS: dict[str, Any] = {"most_cells": 500, "seconds": 60, "batch_size": 2}
+SCALE_BAR = 20  # µm
+FEWEST_NUCLEI = 3  # whole cells on whose nuclei a scale may be measured
+SOURCES = {"given": "as given", "red cells": "from its red cells", "nuclei": "from its nuclei"}
+NO_SCALE = (
+    "It has too few plausible red cells or nuclei to measure its scale on. Give its scale in micrometres per pixel on "
+    "the picture."
+)
+SMEAR_WAITING = Card(waiting="Finding its cells …")
+
+
+class SmearView(TypedDict, total=False):
+    """A smear as its stage shows it."""
+
+    picture: str
+    ratio: float
+    name: str
+    scale: str
+    boxes: list[Row]  # places are per cent of the picture
+    bar: float
+    bar_words: str
+    notice: str
+
+
+class Reading(NamedTuple):
+    """A smear and what a model reads in it; in a visitor's session, in memory only."""
+
+    picture: Picture
+    reading: SmearReading
+    release: ReleaseInfo
+
+    @property
+    def whole(self) -> list[int]:
+        """Numbers of the cells that can be opened."""
+        return [number for number, cell in enumerate(self.reading.cells) if cell.prediction]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Outcome → number of whole cells, where there are some."""
+        return {outcome: count for outcome, count in self.reading.counts.items() if count and outcome != AT_EDGE}
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether too few of its cells are like the training cells for any to get a class."""
+        share = self.reading.in_distribution
+        return share is not None and share < FIELD_NEEDS
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether its scale is given, or measured on enough plausible cells."""
+        scale = self.reading.smear.scale
+        if scale is None or scale.source == "given":
+            return scale is not None
+        if any(note.endswith(IMPLAUSIBLE_SCALE) for note in self.reading.smear.notes):
+            return False
+        return len(self.whole) >= (1 if scale.source == "red cells" else FEWEST_NUCLEI)
+
+
+def smear_tab(page: Page, opened: gr.Tab) -> None:
+    """Build the tab."""
+    with gr.Row(equal_height=True, elem_classes="stage-and-answer"):
+        with gr.Column(scale=7, min_width=320):
+            stage = SmearStage(SmearView(), elem_id="smear-stage", elem_classes="light")
+        with gr.Column(scale=6, min_width=320):
+            card = VerdictCard(SMEAR_WAITING, elem_id="smear-card")
+    page.smear.place()
+
+    def start(chosen: Any, visit: Visit) -> dict[Any, Any]:
+        """Show the smear at once, and a card that waits."""
+        visit.ask("smear")
+        visit.smear = None
+        try:
+            given = as_chosen(chosen)
+            if not given.example and not given.files:
+                return {page.visit: visit}
+            if given.is_batch:
+                raise DataError("Several pictures belong into the tab Batch; give one smear here.")
+            visit.smear_picture = example(SMEAR_NAME)
+            if given.files:
+                visit.smear_picture = visit.read(given.files[0], SMEAR_LIMIT)
+            elif given.example.startswith(HANDED_TO_TAB):
+                visit.smear_picture = visit.handed
+        except LeukoscopeError as error:
+            visit.smear_picture = None
+            return {card: Card(problem=str(error)), stage: SmearView(), page.visit: visit}
+        return {card: SMEAR_WAITING, stage: smear_view(visit.smear_picture), page.visit: visit}
+
+    def find_cells(chosen: Any, model: str, visit: Visit) -> dict[Any, Any]:
+        """Show the cells of the smear, and open the one that the page's address names."""
+        number = visit.asked.get("smear", 0)
+        picture = visit.smear_picture
+        read = None
+        if picture is None:
+            return gr.skip()
+        try:
+            model = page.models.checked(model)
+            read = read_cells(page.models, picture, model, lambda: not visit.is_newest("smear", number))
+            shown = {card: smear_card(read, page.models), stage: smear_view(picture, read)}
+        except LeukoscopeError as error:
+            shown = {card: Card(problem=str(error)), stage: smear_view(picture)}
+        if not visit.is_newest("smear", number):
+            return gr.skip()
+        visit.smear = read
+        return shown | open_cell(page, visit, visit.wanted("smear", as_chosen(chosen)))
+
+    def set_scale(visit: Visit, event: gr.EventData) -> dict[Any, Any]:
+        """Read the smear again by the scale that was typed; 0 measures it."""
+        visit.ask("smear")
+        um_per_pixel = pressed(event, "um", int | float)
+        if visit.smear_picture is not None and um_per_pixel is not None:
+            visit.smear_picture = replace(visit.smear_picture, um_per_pixel=um_per_pixel or None)
+        return {card: SMEAR_WAITING, page.visit: visit}
+
+    def press(visit: Visit, event: gr.EventData) -> dict[Any, Any]:
+        """Open the cell that was pressed."""
+        return open_cell(page, visit, pressed(event, "number", int)) or gr.skip()
+
+    def first_smear(visit: Visit) -> Any:
+        """The synthetic smear, where nothing was given."""
+        return as_example(SMEAR_NAME) if visit.smear_picture is None else gr.skip()
+
+    def then_read(started: Any) -> None:
+        started.success(
+            find_cells,
+            [page.smear, page.model, page.visit],
+            [card, stage, page.tabs, page.cell],
+            concurrency_limit=1,
+            concurrency_id="smear",
+            trigger_mode="multiple",
+            **PRIVATE_EVENT,
+        )
+
+    opened.select(first_smear, page.visit, page.smear, **PRIVATE_EVENT)
+    chosen = [page.smear.change, page.model.change]
+    then_read(gr.on(chosen, start, [page.smear, page.visit], [card, stage, page.visit], **STARTING_EVENT))
+    then_read(stage.submit(set_scale, page.visit, [card, page.visit], **STARTING_EVENT))
+    gr.on([stage.select, card.select], press, page.visit, [page.tabs, page.cell], **PRIVATE_EVENT)
+    card.input(chosen_model, page.model, page.model, **PRIVATE_EVENT)
+
+
+def read_cells(models: Models, picture: Picture, model: str, stopped: Callable[[], bool] | None = None) -> Reading:
+    """Find and classify the cells of a smear; errors as of `read_smear`."""
+    predictor = models.predictor(model)
+    picture = picture.on(EMPTY_SLIDE_RGB)
+    reading = read_smear(
+        predictor, picture.image, picture.name, um_per_pixel=picture.um_per_pixel, stopped=stopped, **LIMITS
+    )
+    return Reading(picture, replace(reading, model=model), predictor.release)
+
+
+def smear_card(read: Reading, models: Models) -> Card:
+    """What a model finds in a smear, as data; where its cells are foreign, who knows the whole picture."""
+    reading = read.reading
+    card = Card(
+        model=words.short_name(reading.model),
+        maps=whole_words(read),
+        verdict=verdict(read),
+        caveats=caveats(read),
+        more=[words.about_model(reading.model, reading.revision)],
+        saved=as_csv(table_of(read)),
+        saved_name="leukoscope-smear.csv",
+    )
+    if read.has_scale:
+        card["parts"] = [
+            Part(words=outcome_text(outcome), percent=str(count), share=count, colour=colour(outcome, reading.labels))
+            for outcome, count in read.counts.items()
+        ]
+        card["tiles"] = [smear_tile(read, number) for number in read.whole]
+    if not read.is_foreign:
+        return card | trusted(read.release) if read.whole else card
+    for other in models.names:
+        if models.release(other).takes_cut_outs is False:
+            line = other_line(ask(models, read.picture, other, explain=False))
+            if "part" in line:
+                card["knows"] = line
+    return card
+
+
+def whole_words(read: Reading) -> str:
+    """How many cells are whole, and how many the edge cuts."""
+    whole = len(read.whole)
+    cut = len(read.reading.cells) - whole
+    return f"{whole} whole white cell{'s' * (whole != 1)}{f', {cut} cut by the edge' * bool(cut)}"
+
+
+def verdict(read: Reading) -> str:
+    """What the cells look like, in one sentence."""
+    labels = read.reading.labels
+    if not read.whole:
+        return "No whole white cell found" if read.reading.cells else words.NOTHING_FOUND
+    if not read.has_scale:
+        return "No class: its scale is not known"
+    if read.is_foreign or set(read.counts) <= set(REFUSED):
+        return words.FOREIGN_VERDICT
+    parts = []
+    for outcome, count in read.counts.items():
+        kind = cells_of(outcome) if outcome in labels else outcome_text(outcome)
+        parts.append(f"{count} {kind.removesuffix('s') if count == 1 else kind}")
+    return "Looks like " * (not read.counts.keys().isdisjoint(labels)) + ", ".join(parts)
+
+
+def caveats(read: Reading) -> list[str]:
+    """What must be known before the answer is used."""
+    reading = read.reading
+    lines = [*reading.smear.notes]
+    if not read.has_scale:
+        lines.append(NO_SCALE)
+    elif read.is_foreign:
+        alike = round((reading.in_distribution or 0) * len(read.whole))
+        lines.append(
+            f"{alike} of {len(read.whole)} cells are like the training cells; below {words.percent(FIELD_NEEDS)}, none "
+            "gets a class. Another stain, microscope or kind of cell does that, or a wrong scale."
+        )
+    return [*lines, *words.warnings(read.release.metrics, has_detector=reading.in_distribution is not None)]
+
+
+def cell_size(cell: SmearCell) -> tuple[float, float]:
+    """The area of a whole cell in µm² and its nucleus's share, 0–1, by both outlines."""
+    share = np.count_nonzero(cell.nucleus) / max(1, int(np.count_nonzero(cell.mask | cell.nucleus)))
+    return cell.nucleus_area / max(share, 1e-6), share
+
+
+def smear_tile(read: Reading, number: int) -> Tile:
+    """A whole cell of a smear, beside its stage."""
+    cell = read.reading.cells[number]
+    picture = cut_out_cell(read, number)
+    area, nucleus = cell_size(cell.cell)
+    called = outcome_text(cell.outcome)
+    if cell.prediction and cell.outcome in read.reading.labels:
+        called = f"{called} {words.percent(cell.prediction.probabilities[cell.outcome])}"
+    return Tile(
+        number=number,
+        picture=pictures.small(pictures.closer(picture.image, picture.zoom(pictures.FILLS_TILE))),
+        dark=picture.is_dark,
+        name=f"{called}, {area:.0f} µm², nucleus {words.percent(nucleus)} of it",
+        words=f"{number + 1} {called}",
+        colour=colour(cell.outcome, read.reading.labels),
+        differs=False,
+    )
+
+
+def cut_out_cell(read: Reading, number: int) -> Picture:
+    """A whole cell, alone on black."""
+    scale = read.reading.smear.scale
+    assert scale is not None  # a smear without a scale has no cells
+    image = cut_out(read.picture.image, read.reading.cells[number].cell, scale.um_per_pixel)
+    name = f"Cell {number + 1} of {read.picture.name}"
+    return Picture(image, name, field_share=read.reading.in_distribution, back="smear")
+
+
+def open_cell(page: Page, visit: Visit, number: int | None) -> dict[Any, Any]:
+    """Show a cell of the visit's smear in the tab of one cell."""
+    read: Reading | None = visit.smear
+    if read is None or number is None or number not in read.whole:
+        return {}
+    key = f"{read.picture.example or 'own'}-cell-{number + 1}-{visit.asked['smear']}"
+    visit.keep(key, cut_out_cell(read, number))
+    return {page.tabs: gr.Tabs(selected="cell"), page.cell: as_example(key)}
+
+
+def smear_view(picture: Picture | None, read: Reading | None = None) -> SmearView:
+    """A smear with a box for each cell; before it is read, without."""
+    if picture is None:
+        return SmearView()
+    image = picture.on(EMPTY_SLIDE_RGB).image
+    view = SmearView(
+        picture=pictures.small(image, pictures.SMEAR_SIDE),
+        ratio=image.width / image.height,
+        name=picture.name,
+        scale="scale not known",
+        notice=RESEARCH_NOTICE,
+    )
+    if read is None:
+        return view
+    view["boxes"] = [box(read, number) for number in range(len(read.reading.cells))]
+    scale = read.reading.smear.scale
+    if read.has_scale and scale is not None:
+        view["scale"] = f"{scale.um_per_pixel:.3f} µm per pixel, {SOURCES[scale.source]}"
+        view["bar"] = 100 * SCALE_BAR / scale.um_per_pixel / image.width
+        view["bar_words"] = f"{SCALE_BAR} µm"
+    return view
+
+
+def box(read: Reading, number: int) -> Row:
+    """Where a cell lies, and what it is."""
+    cell = read.reading.cells[number]
+    labels = read.reading.labels
+    left, top, right, bottom = (
+        100 * edge / side for edge, side in zip(cell.cell.box, read.picture.image.size * 2, strict=True)
+    )
+    outcome = cell.outcome if read.has_scale else AT_EDGE
+    mark = outcome if outcome in labels else {ABSTAIN: "?"}.get(outcome, "no class")
+    return {
+        "number": number,
+        "words": f"{number + 1} {mark}",
+        "colour": colour(outcome, labels),
+        "whole": number in read.whole,
+        # A word above a cell at the upper edge would lie outside the picture.
+        "place": "below" if top < 6 else "",
+        "left": left,
+        "top": top,
+        "width": right - left,
+        "height": bottom - top,
+    }
+
+
+def table_of(read: Reading) -> pd.DataFrame:
+    """A line for each cell, as it is saved."""
+    table = pd.json_normalize(read.reading.to_dict()["cells"]).drop(
+        columns=["reasons", "probabilities"], errors="ignore"
+    )
+    sizes = [cell_size(cell.cell)[0] if cell.prediction else None for cell in read.reading.cells]
+    return table.assign(area_um2=np.array(sizes, float), model=read.reading.model, notice=RESEARCH_NOTICE)

@@ -1,0 +1,119 @@
+"""The handlers of the page, asked as Gradio asks them, without a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from asked import packed, png, sent
+from leukoscope.demo.app import build
+from leukoscope.demo.models import Models
+from leukoscope.demo.uploads import Visit
+
+Handler = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def page(tiny_release: Path) -> dict[str, list[Handler]]:
+    """Name → the handlers of that name, tab by tab."""
+    named: dict[str, list[Handler]] = {}
+    for event in build(Models({"tiny": tiny_release, "other": tiny_release})).fns.values():
+        handlers = named.setdefault(getattr(event.fn, "__name__", ""), [])
+        if event.fn is not None and event.fn not in handlers:
+            handlers.append(event.fn)
+    return named
+
+
+def by_name(answer: Any) -> dict[str, Any]:
+    """What a handler gives, by the id of the component that gets it."""
+    named = {getattr(block, "elem_id", None) or type(block).__name__: value for block, value in answer.items()}
+    return {name: value for name, value in named.items() if not isinstance(value, Visit)}
+
+
+def name_kept(visit: Visit, key: str) -> str:
+    """The name of a picture that the visit kept."""
+    picture = visit.picture(key)
+    assert picture is not None
+    return picture.name
+
+
+def given(*uploads: Any) -> dict[str, Any]:
+    return {"example": "", "files": [{"upload": upload.path, "name": upload.name} for upload in uploads]}
+
+
+def test_a_cell_is_shown_at_once_and_then_answered_step_by_step(page: dict[str, list[Handler]]) -> None:
+    visit = Visit()
+    started = by_name(page["start"][0](given(sent(png(), "my cell.png")), visit))
+    assert started["cell-stage"]["name"] == "my cell.png" and started["cell-card"]["waiting"]
+    cards = [by_name(step).get("cell-card", {}) for step in page["answer"][0]("tiny", visit)]
+    assert cards[0]["checking"] and not cards[-1]["checking"] and cards[-1]["others"][0]["name"] == "other"
+    assert cards[-1]["saved"].startswith("data:application/json")
+
+
+def test_a_newer_question_ends_an_answer(page: dict[str, list[Handler]]) -> None:
+    visit = Visit()
+    page["start"][0]({"example": "1", "files": []}, visit)
+    steps = page["answer"][0]("tiny", visit)
+    next(steps)
+    page["start"][0]({"example": "2", "files": []}, visit)
+    assert list(steps) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "problem"),
+    [
+        ({"example": "own", "files": []}, "Your picture was not kept when the page was loaded again."),
+        ({"example": "own-cell-3-1", "files": []}, "Your picture was not kept"),
+        (5, "picture: expected {"),
+        ({"files": [{"upload": "/etc/passwd", "name": "a.png"}]}, "This is no upload of yours"),
+    ],
+)
+def test_what_is_lost_or_no_picture_is_said_and_no_other_cell_is_shown(
+    page: dict[str, list[Handler]], chosen: Any, problem: str
+) -> None:
+    visit = Visit()
+    started = by_name(page["start"][0](chosen, visit))
+    assert started["cell-card"]["problem"].startswith(problem) and started["cell-stage"] == {}
+    assert list(page["answer"][0]("tiny", visit)) == []
+
+
+def test_a_model_that_is_none_is_one_sentence(page: dict[str, list[Handler]]) -> None:
+    visit = Visit()
+    page["start"][0]({"example": "1", "files": []}, visit)
+    (step,) = page["answer"][0]("../tiny", visit)
+    assert by_name(step)["cell-card"]["problem"].startswith("'../tiny' is no model name")
+
+
+def test_a_zip_given_as_a_cell_opens_the_batch(page: dict[str, list[Handler]], own_uploads: Path) -> None:
+    visit = Visit()
+    started = page["start"][0](given(packed({"a.png": png(), "b.png": png(cell=1)})), visit)
+    strip = by_name(started)["batch-strip"]
+    assert strip["example"].startswith("handed-") and list(page["answer"][0]("tiny", visit)) == []
+    batch = by_name(page["start"][2](strip, visit))
+    assert batch["people"]["title"] == "Reading …"
+    *_, table, last = page["read"][0]("tiny", False, visit)
+    assert by_name(table)["cells"] is not None and last == gr.skip() and len(visit.batch.cells) == 2
+    assert list(own_uploads.iterdir()) == []
+    opened = by_name(page["press"][1](visit, gr.EventData(None, {"number": 1})))
+    assert name_kept(visit, opened["cell-strip"]["example"]) == "b.png"
+    assert page["press"][1](visit, gr.EventData(None, {"number": 9.5})) == gr.skip()
+
+
+def test_a_smear_is_read_its_cells_open_once_and_its_scale_is_set(page: dict[str, list[Handler]]) -> None:
+    visit = Visit()
+    assert page["find_cells"][0](None, "tiny", visit) == gr.skip()
+    assert page["first_smear"][0](visit)["example"] == "smear"
+    chosen = {"example": "smear-open-2", "files": []}
+    page["start"][1](chosen, visit)
+    found = by_name(page["find_cells"][0](chosen, "tiny", visit))
+    assert len(found["smear-stage"]["boxes"]) == 5
+    assert name_kept(visit, found["cell-strip"]["example"]) == "Cell 2 of Synthetic smear"
+    page["set_scale"][0](visit, gr.EventData(None, {"um": 0.2}))
+    again = by_name(page["find_cells"][0](chosen, "tiny", visit))
+    assert again["smear-stage"]["scale"] == "0.200 µm per pixel, as given" and "cell-strip" not in again
+    several = by_name(page["start"][1](given(sent(png()), sent(png(cell=1))), visit))
+    assert several["smear-card"]["problem"] == "Several pictures belong into the tab Batch; give one smear here."

@@ -1,0 +1,72 @@
+"""One loop predicts cells with whatever answers for a picture, in the data set's order and names of classes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from drawn import save_cell
+from leukoscope import LeukoscopeError
+from leukoscope.data.cells import LoadedCells
+from leukoscope.data.changes import PICTURE_CHANGES
+from leukoscope.data.loading import load_cells
+from leukoscope.evaluation.predict import match_labels, predict_cells
+from predicted import classifier
+
+
+def test_every_picture_is_changed_on_the_way_in(phantom_data: LoadedCells) -> None:
+    some = phantom_data.train["cell_id"][3:6]
+    plain = predict_cells(classifier(), phantom_data, some)
+    brighter = predict_cells(classifier(), phantom_data, some, change=PICTURE_CHANGES["brightness_up_10"])
+    assert (brighter.probabilities[:, 0] > plain.probabilities[:, 0]).all()
+    assert brighter.pixel_hashes == plain.pixel_hashes, "of the pictures as they are"
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 50])
+def test_damaged_pictures_are_left_out_by_name_whatever_the_batch(tmp_path: Path, batch_size: int) -> None:
+    for label, number in itertools.product(("ALL", "HEM"), range(3)):
+        save_cell(tmp_path / label / f"{label}{number}.png", label, subject=number, size=40)
+    damaged = tmp_path / "ALL" / "ALL1.png"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    data = load_cells("imagefolder", tmp_path)
+    cells = predict_cells(classifier(), data, data.train["cell_id"], batch_size=batch_size)
+    assert len(cells.cell_ids) == len(cells.probabilities) == len(cells.outcomes or ()) == 5
+    (line,) = cells.left_out
+    assert str(damaged) in line
+
+
+def test_no_batch_size_is_refused(phantom_data: LoadedCells) -> None:
+    with pytest.raises(LeukoscopeError, match="--batch_size 0: give 1 or more"):
+        predict_cells(classifier(), phantom_data, (), batch_size=0)
+
+
+def test_classes_meet_by_name_whatever_the_case_and_several_of_a_model_may_be_one_of_ours() -> None:
+    assert match_labels("m", ["hem", "All"], ["ALL", "HEM"], {}) == {"hem": "HEM", "All": "ALL"}
+    names = {"Early": "ALL", "Pre": "ALL", "Pro": "ALL", "benign": "HEM"}
+    matched = match_labels("m", ["Benign", "Early", "Pre", "Pro"], ["ALL", "HEM"], names)
+    assert list(matched.values()) == ["HEM", "ALL", "ALL", "ALL"]
+
+
+def refusal_of(theirs: list[str], ours: list[str], names: dict[str, str] | None = None) -> str:
+    with pytest.raises(LeukoscopeError) as error:
+        match_labels("some/model", theirs, ours, names or {})
+    message = str(error.value)
+    start = f"some/model: its classes are {', '.join(theirs)}, but the data set has {', '.join(ours)}; "
+    assert message.startswith(start)
+    return message.removeprefix(start)
+
+
+ASKED = "name the class of the data set for each class of the model: --label_map THEIRS=OURS, once per class"
+
+
+@pytest.mark.parametrize("names", [{}, {"LABEL_0": "ALL"}, {"LABEL_0": "ALL", "LABEL_1": "all"}, {"LABEL_0": "none"}])
+def test_classes_without_a_counterpart_are_named_on_both_sides(names: dict[str, str]) -> None:
+    assert refusal_of(["LABEL_0", "LABEL_1"], ["ALL", "HEM"], names) == ASKED
+
+
+def test_a_class_that_the_model_lacks_cannot_be_named() -> None:
+    assert refusal_of(["ALL", "HEM"], ["ALL", "HEM", "AML"]).startswith(
+        "leave out the cells of the classes that it lacks"
+    )
