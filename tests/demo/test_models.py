@@ -14,7 +14,7 @@ def test_releases_are_found_and_hidden_folders_passed_over(tiny_release: Path, t
     assert find_releases(tiny_release) == {tiny_release.name: tiny_release}
     (tmp_path / ".half").symlink_to(tiny_release)
     (tmp_path / "whole").symlink_to(tiny_release)
-    assert list(find_releases(tmp_path)) == ["whole"] and find_releases(tmp_path / "nothing") == {}
+    assert list(find_releases(tmp_path)) == [tiny_release.name] and find_releases(tmp_path / "nothing") == {}
     (tmp_path / "models.txt").write_text("a/b\n\n c/d@main \n")
     assert listed_models(tmp_path / "models.txt") == ["a/b", "c/d@main"] and listed_models(tmp_path / "no") == []
 

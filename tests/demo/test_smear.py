@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from asked import answer, release
 from leukoscope.data.smear import IMPLAUSIBLE_SCALE, Scale, Smear, SmearCell
 from leukoscope.demo.models import Models
-from leukoscope.demo.pictures import SMEAR_NAME, Picture, example
+from leukoscope.demo.pictures import SMEAR_NAME, Picture, examples
 from leukoscope.demo.smear import Reading, box, read_cells, smear_card, smear_view, verdict, whole_words
 from leukoscope.inference.smear import CellReading, SmearReading
 
@@ -73,8 +73,7 @@ def test_a_box_is_a_button_with_its_class_however_many_there_are() -> None:
 
 
 def test_the_example_is_read_and_each_cell_can_be_opened(tiny_release: Path) -> None:
-    picture = example(SMEAR_NAME)
-    assert picture is not None
+    picture = examples()[SMEAR_NAME]
     read = read_cells(Models({"tiny": tiny_release}), picture, "tiny")
     assert len(read.whole) == 5 and read.has_scale and read.reading.model == "tiny"
     card = smear_card(read, NONE)

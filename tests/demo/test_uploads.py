@@ -16,7 +16,7 @@ from leukoscope import DataError
 from leukoscope.data.images import UnreadableImage
 from leukoscope.demo import uploads
 from leukoscope.demo.pictures import Picture
-from leukoscope.demo.uploads import CELL_LIMIT, LOST, Chosen, Upload, Visit, as_chosen
+from leukoscope.demo.uploads import CELL_PIXELS, LOST, Chosen, Upload, Visit, as_chosen
 from leukoscope.reports.words import encoded
 
 
@@ -32,27 +32,27 @@ def test_no_other_path_of_this_machine_is_opened_or_deleted(path: object, own_up
         with pytest.raises(DataError) as error:
             uploads.uploaded(other)
         assert str(error.value) == LOST
-        uploads.delete([other])
+        uploads.delete(other)
     assert secret.exists() and (own_uploads / "lock").exists()
 
 
 def test_an_upload_is_deleted_once_it_is_read_whether_or_not_it_is_a_picture(own_uploads: Path) -> None:
     upload = sent(png(), "P1/my cell.png")
-    assert uploads.read_picture(upload, CELL_LIMIT).name == "my cell.png"
+    assert uploads.read_picture(upload, CELL_PIXELS).name == "my cell.png"
     broken = sent(b"no picture", "broken.png")
     with pytest.raises(UnreadableImage, match=r"^broken.png: ") as error:
-        uploads.read_picture(broken, CELL_LIMIT)
+        uploads.read_picture(broken, CELL_PIXELS)
     assert str(own_uploads) not in str(error.value)
     assert list(own_uploads.iterdir()) == []
 
 
 def test_what_is_too_large_says_how_to_shrink_it(monkeypatch: pytest.MonkeyPatch) -> None:
     large = encoded(Image.new("1", (4000, 2001)), "PNG")
-    with pytest.raises(UnreadableImage, match=r"is 4000×2001 pixels, more than the 8 megapixels one cell may take"):
-        uploads.read_picture(sent(large), CELL_LIMIT)
+    with pytest.raises(UnreadableImage, match=r"is 4000×2001 pixels, more than the 8 megapixels allowed"):
+        uploads.read_picture(sent(large), CELL_PIXELS)
     monkeypatch.setattr(uploads, "MAX_BYTES", 100)
-    with pytest.raises(UnreadableImage, match="is over 0 MB; crop it to the cell"):
-        uploads.read_picture(sent(png()), CELL_LIMIT)
+    with pytest.raises(UnreadableImage, match="is over 0 MB; crop it, or save it smaller"):
+        uploads.read_picture(sent(png()), CELL_PIXELS)
 
 
 def test_a_visit_keeps_the_newest_pictures_within_bytes_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,18 +63,18 @@ def test_a_visit_keeps_the_newest_pictures_within_bytes_and_time(monkeypatch: py
         visit.keep(key, picture)
     assert [visit.picture(key) is not None for key in ("1", "2", "3")] == [False, True, True]
     upload = sent(png())
-    assert visit.read(upload, CELL_LIMIT) is visit.read(upload, CELL_LIMIT), "its file is gone, its pixels are not"
+    assert visit.read(upload, CELL_PIXELS) is visit.read(upload, CELL_PIXELS), "its file is gone, its pixels are not"
     later = time.monotonic() + uploads.KEPT_SECONDS + 1
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert visit.picture("3") is None
 
 
-def test_a_newer_question_ends_the_one_before() -> None:
+def test_what_was_handed_over_and_is_gone_is_said() -> None:
     visit = Visit()
-    first = visit.ask("cell")
-    other = visit.ask("smear")
-    second = visit.ask("cell")
-    assert not visit.is_newest("cell", first) and visit.is_newest("cell", second) and visit.is_newest("smear", other)
+    with pytest.raises(DataError, match="This is no upload of yours"):
+        visit.chosen("batch", {"example": "handed-1"})
+    visit.handed["batch"] = Chosen("", (Upload("p", "a.zip"),))
+    assert visit.chosen("batch", {"example": "handed-1"}) is visit.handed["batch"]
 
 
 @pytest.mark.parametrize("value", [5, "x", [1], {"files": 5}, {"files": [5]}, {"files": [{}]}, {"files": "ab"}])

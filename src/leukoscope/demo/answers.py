@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from leukoscope import LeukoscopeError
 from leukoscope.demo.models import Models
-from leukoscope.demo.pictures import Picture, Tile
+from leukoscope.demo.pictures import Picture, Row
 from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, REFUSED, Decision, Prediction, Thresholds
 from leukoscope.inference.scoring import safe_cell
 from leukoscope.inference.smear import colour_place
@@ -21,8 +21,6 @@ from leukoscope.reports import words
 from leukoscope.reports.words import data_uri
 
 LEAST_ORIENTATIONS = 7  # of eight that agree with a class that is called stable
-Row = dict[str, Any]
-"""What a template draws in a line."""
 
 
 class Part(TypedDict, total=False):
@@ -50,7 +48,7 @@ class Card(TypedDict, total=False):
     knows: Row  # as one of `others`
     parts: list[Part]
     checks: list[Row]  # rows of dots: `colours` and `words`
-    tiles: list[Tile]  # of a smear
+    tiles: list[Row]  # of a smear
     people: str
     meters: list[Row]  # of 100 cells of a class, how many are recognised
     others: list[Row]  # `name` and `model`, and `words` or `part`; `has_map` where it has one that passed its check
@@ -292,6 +290,13 @@ def colour(outcome: str, labels: Sequence[str]) -> str:
     return f"class-{colour_place(outcome, labels)}" if outcome in labels else "no-class"
 
 
+def called(outcome: str, shares: Mapping[str, float]) -> str:
+    """An outcome in words, with its probability where it is a class."""
+    if outcome not in shares:
+        return words.outcome_text(outcome)
+    return f"{outcome} {words.percent(shares[outcome])}"
+
+
 def trusted(release: ReleaseInfo) -> Card:
     """How far a model is to be trusted: on further people first."""
     measured = [measurement(row, release.labels) for row in words.trust_rows(release.metrics) if row.meters]
@@ -312,7 +317,7 @@ def as_json(data: dict[str, Any]) -> str:
     return data_uri("application/json", json.dumps(data, indent=1, ensure_ascii=False).encode())
 
 
-def as_csv(table: pd.DataFrame) -> str:
-    """A table as a file that a link holds, in which a spreadsheet takes no text for a formula."""
-    quoted = table.map(lambda entry: safe_cell(entry) if isinstance(entry, str) else entry)
+def as_csv(lines: Sequence[Row]) -> str:
+    """Lines of a table as a file that a link holds, in which a spreadsheet takes no text for a formula."""
+    quoted = pd.json_normalize(lines).map(lambda entry: safe_cell(entry) if isinstance(entry, str) else entry)
     return data_uri("text/csv", quoted.to_csv(index=False).encode())

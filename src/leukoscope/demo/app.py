@@ -16,16 +16,17 @@ from leukoscope.demo.cell import (
     Page,
     cell_tab,
     keep_tab,
-    named_in_address,
+    open_address,
 )
 from leukoscope.demo.components import PictureStrip
 from leukoscope.demo.endpoints import add_endpoints
 from leukoscope.demo.evidence import evidence_tab
 from leukoscope.demo.models import Models
-from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, example_tiles
+from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, example_tile
 from leukoscope.demo.smear import smear_tab
 from leukoscope.demo.uploads import KEPT_SECONDS, Visit
 from leukoscope.reports.words import short_name
+from leukoscope.synthetic import EXAMPLE_CELLS
 
 ABOUT = """
 **ALL**: a blast, an immature white cell, of acute lymphoblastic leukaemia. **HEM**: a normal cell, a B-cell precursor.
@@ -42,7 +43,9 @@ licence and how to cite it. The synthetic pictures are drawn by Leukoscope.
 def build(models: Models) -> gr.Blocks:
     """The page, not yet served."""
     names = [(short_name(name), name) for name in models.names]
-    people = {**example_tiles(CELL_NAMES[:1])[0], "name": PEOPLE_NAME, "label": "two people"}
+    cells = [example_tile(name, name, label) for name, (label, _) in zip(CELL_NAMES, EXAMPLE_CELLS, strict=True)]
+    smears = [example_tile(SMEAR_NAME, SMEAR_NAME, "smear")]
+    people = [example_tile(PEOPLE_NAME, CELL_NAMES[0], "two people")]
     with gr.Blocks(title="Leukoscope", fill_width=True, analytics_enabled=False) as demo:
         visit = gr.State(Visit(), time_to_live=KEPT_SECONDS)
         with gr.Row(elem_id="head"):
@@ -58,9 +61,9 @@ def build(models: Models) -> gr.Blocks:
                 elem_id="model",
             )
         strips = (
-            PictureStrip(example_tiles(CELL_NAMES), "a cell", elem_id="cell-strip", render=False),
-            PictureStrip(example_tiles([SMEAR_NAME]), "a stained smear", elem_id="smear-strip", render=False),
-            PictureStrip([people], "cells, a folder, a zip", many=True, elem_id="batch-strip", render=False),
+            PictureStrip(cells, "a cell", elem_id="cell-strip", render=False),
+            PictureStrip(smears, "a stained smear", elem_id="smear-strip", render=False),
+            PictureStrip(people, "cells, a folder, a zip", many=True, elem_id="batch-strip", render=False),
         )
         with gr.Tabs(elem_id="pages") as pages:
             page = Page(models, model, visit, pages, *strips)
@@ -80,9 +83,9 @@ def build(models: Models) -> gr.Blocks:
                 gr.Markdown(PRIVACY, container=False)
         add_endpoints(demo, models)
 
-        def opened_address(request: gr.Request) -> tuple[Any, ...]:
-            return named_in_address(models, request)
+        def open_named(visit: Visit, request: gr.Request) -> dict[Any, Any]:
+            return open_address(page, visit, request)
 
-        opened = demo.load(opened_address, None, [*strips, model, pages], **PRIVATE_EVENT)
+        opened = demo.load(open_named, visit, [*strips, model, pages], **PRIVATE_EVENT)
         opened.then(None, js=ADDRESS_IS_READ)
     return demo.queue(default_concurrency_limit=16, max_size=64, api_open=False)

@@ -8,14 +8,15 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 
 from leukoscope import LeukoscopeError
-from leukoscope.demo.cell import HANDED_TO_TAB, PEOPLE_NAME, PRIVATE_EVENT, STARTING_EVENT, Page, pressed
+from leukoscope.demo.cell import ANSWERING_EVENT, PRIVATE_EVENT, STARTING_EVENT, Page, open_as_cell, pressed
 from leukoscope.demo.components import PeoplePlot
 from leukoscope.demo.files import read_folder, sample_batch, unpacked
 from leukoscope.demo.models import Models
-from leukoscope.demo.people import BatchResult, Plot, kept_picture, plot_of, predict_batch, table_of
-from leukoscope.demo.uploads import Chosen, Visit, as_chosen, as_example
+from leukoscope.demo.people import MAX_BATCH_KEPT, BatchResult, Plot, lines_of, opened, plot_of, predict_batch
+from leukoscope.demo.uploads import Chosen, Visit
 
 SECONDS_BETWEEN = 0.7  # two steps that are shown: a plot of many cells is large
 INVITATION = Plot(
@@ -31,49 +32,44 @@ SHOWN_COLUMNS = ["file", "subject", "outcome", "label"]  # of the table that is 
 def batch_tab(page: Page) -> None:
     """Build the tab."""
     plot = PeoplePlot(INVITATION, elem_id="people")
-    page.batch.place()
+    page.batch.render()  # type: ignore[no-untyped-call]
     by_folder = gr.Checkbox(label="One folder a person", container=False, elem_id="by-folder")
     table = gr.Dataframe(
         interactive=False, max_height=360, show_search="filter", label="Every cell", visible=False, elem_id="cells"
     )
 
-    def start(chosen: Any, visit: Visit) -> dict[Any, Any]:
+    def start(strip: Any, visit: Visit) -> dict[Any, Any]:
         """Stop the batch before, and note what is read now."""
-        visit.ask("batch")
+        visit.asked["batch"] += 1
         visit.batch = None
-        visit.given = None
+        visit.is_batch_stopped = False
         try:
-            given = as_chosen(chosen)
+            visit.batch_files = visit.chosen("batch", strip)
         except LeukoscopeError as error:
+            visit.batch_files = None
             return {plot: Plot(problem=str(error)), page.visit: visit}
-        if given.example.startswith(HANDED_TO_TAB):
-            given = visit.handed
-        if not given.example and not given.files:
-            return {page.visit: visit}
-        visit.given = given
         return {plot: Plot(title="Reading …", reading=True), table: gr.Dataframe(visible=False), page.visit: visit}
 
     def read(model: str, folders_are_people: bool, visit: Visit) -> Iterator[dict[Any, Any]]:
         """The results so far, again and again, until they are stopped or something else is asked."""
-        number = visit.asked.get("batch", 0)
-        given = visit.given
+        number = visit.asked["batch"]
         drawn_at = 0.0
-        if given is None:
+        if visit.batch_files is None:
             return
         try:
-            for batch in results(page.models, model, given, folders_are_people is True, visit):
-                if not visit.is_newest("batch", number):
+            for batch in results(page.models, model, visit.batch_files, folders_are_people is True, visit):
+                if visit.asked["batch"] != number:
                     return
                 visit.batch = batch
                 if time.monotonic() - drawn_at > SECONDS_BETWEEN or not batch.is_reading:
                     drawn_at = time.monotonic()
                     yield {plot: plot_of(batch)}
-            lines = table_of(visit.batch)
-            columns = [*SHOWN_COLUMNS, *(name for name in lines.columns if name.startswith("p_"))]
-            yield {table: gr.Dataframe(lines[columns].round(3), visible=True)}
-            yield open_cell(page, visit, visit.wanted("batch", given)) or gr.skip()
+            lines = pd.DataFrame(lines_of(batch))
+            columns = [*SHOWN_COLUMNS, *(f"p_{label}" for label in batch.release.labels)]
+            opened = open_cell(page, visit, visit.wanted.pop("batch", None))
+            yield {table: gr.Dataframe(lines[columns].round(3), visible=True), **opened}
         except LeukoscopeError as error:
-            if visit.is_newest("batch", number):
+            if visit.asked["batch"] == number:
                 yield {plot: Plot(problem=str(error))}
 
     def press(visit: Visit, event: gr.EventData) -> dict[Any, Any]:
@@ -82,52 +78,47 @@ def batch_tab(page: Page) -> None:
 
     def press_row(visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
         """Open the cell of a row of the table, whatever its order."""
-        names = [cell.name for cell in visit.batch.cells] if visit.batch else []
-        name = event.row_value[0] if event.row_value else ""
-        return open_cell(page, visit, names.index(name) if name in names else None) or gr.skip()
+        for number, cell in enumerate(visit.batch.cells if visit.batch else ()):
+            if [cell.name] == event.row_value[:1]:
+                return open_cell(page, visit, number)
+        return gr.skip()
 
     def stop(visit: Visit) -> None:
         """Leave out what is not read yet."""
-        visit.stopped = visit.asked.get("batch", 0)
+        visit.is_batch_stopped = True
 
-    started = page.batch.change(start, [page.batch, page.visit], [plot, table, page.visit], **STARTING_EVENT)
-    started.success(
-        read,
-        [page.model, by_folder, page.visit],
-        [plot, table, page.tabs, page.cell],
-        concurrency_limit=2,
-        concurrency_id="batch",
-        trigger_mode="multiple",
-        **PRIVATE_EVENT,
-    )
-    plot.select(press, page.visit, [page.tabs, page.cell], **PRIVATE_EVENT)
+    shown = [plot, table, page.tabs, page.cell, page.visit]
+    started = page.batch.change(start, [page.batch, page.visit], shown, **STARTING_EVENT)
+    queue: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "batch"}
+    started.success(read, [page.model, by_folder, page.visit], shown, **queue, **ANSWERING_EVENT)
+    plot.select(press, page.visit, shown, **PRIVATE_EVENT)
     plot.stop(stop, page.visit, None, **STARTING_EVENT)
-    table.select(press_row, page.visit, [page.tabs, page.cell], **PRIVATE_EVENT)
+    table.select(press_row, page.visit, shown, **PRIVATE_EVENT)
 
 
-def results(models: Models, model: str, given: Chosen, by_folder: bool, visit: Visit) -> Iterator[BatchResult]:
+def results(models: Models, model: str, chosen: Chosen, by_folder: bool, visit: Visit) -> Iterator[BatchResult]:
     """Read what was given; errors as of `unpacked`, `read_folder` and `predict_batch`."""
     number = visit.asked["batch"]
 
     def stopped() -> bool:
-        return visit.stopped == number or not visit.is_newest("batch", number)
+        return visit.is_batch_stopped or visit.asked["batch"] != number
 
-    if not given.files:
+    if not chosen.files:
         yield from predict_batch(models, model, lambda _: sample_batch(), stopped)
         return
-    with unpacked(given.files) as folder:
+    with unpacked(chosen.files) as folder:
         yield from predict_batch(models, model, partial(read_folder, folder, by_folder=by_folder), stopped)
 
 
 def open_cell(page: Page, visit: Visit, number: int | None) -> dict[Any, Any]:
     """Show a cell of the visit's batch in the tab of one cell."""
-    if visit.batch is None or number is None:
+    batch: BatchResult | None = visit.batch
+    if batch is None or visit.batch_files is None or number is None or not 0 <= number < len(batch.cells):
         return {}
-    try:
-        picture = kept_picture(visit.batch, number)
-    except LeukoscopeError as error:
-        raise gr.Error(str(error), print_exception=False) from None
-    is_example = visit.given is not None and not visit.given.files
-    key = f"{PEOPLE_NAME if is_example else 'own'}-cell-{number + 1}-{visit.asked['batch']}"
-    visit.keep(key, picture)
-    return {page.tabs: gr.Tabs(selected="cell"), page.cell: as_example(key)}
+    cell = batch.cells[number]
+    if not cell.content:
+        raise gr.Error(
+            f"{cell.name}: of a batch, {MAX_BATCH_KEPT // 2**20} MB of pictures are kept; send this one alone",
+            print_exception=False,
+        )
+    return open_as_cell(page, visit, opened(cell.name, cell.content), visit.batch_files.example, number)

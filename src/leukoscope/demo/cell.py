@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from leukoscope import LeukoscopeError
-from leukoscope.demo.answers import Answer, Card, Row, cell_card, other_lines, steps
+from leukoscope import DataError, LeukoscopeError
+from leukoscope.demo.answers import Answer, Card, cell_card, other_lines, steps
 from leukoscope.demo.components import CellStage, PictureStrip, VerdictCard
 from leukoscope.demo.models import Models
-from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, Picture, Stage, example
+from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, Picture, Row, Stage, examples
 from leukoscope.demo.stage import answered_stage, cell_stage
-from leukoscope.demo.uploads import SMEAR_LIMIT, Chosen, Visit, as_chosen, as_example
+from leukoscope.demo.uploads import HANDED_OVER, SMEAR_PIXELS, Chosen, Visit, as_chosen, as_example
 from leukoscope.inference.prediction import NOT_A_CELL
 
 PEOPLE_NAME = "people"
-HANDED_TO_TAB = "handed"  # what another tab was given, as a strip calls it
 TAB_NAMES = ("cell", "smear", "batch", "evidence")
 CELL_WAITING = Card(waiting="Asking the model …")
 LOST_AT_RELOAD = "Your picture was not kept when the page was loaded again. Give it again, or choose an example."
 PRIVATE_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 STARTING_EVENT = {**PRIVATE_EVENT, "concurrency_limit": None, "trigger_mode": "always_last"}
+ANSWERING_EVENT = {**PRIVATE_EVENT, "trigger_mode": "multiple"}
 # The address names what can be opened again by it: of an own picture only that there was one.
 KEEP_IN_ADDRESS = """(chosen, model) => {
   const address = new URL(location);
@@ -56,104 +57,98 @@ class Page(NamedTuple):
 
 def cell_tab(page: Page) -> None:
     """Build the tab."""
-    first = example(CELL_NAMES[0])
-    assert first is not None
     with gr.Row(equal_height=True, elem_classes="stage-and-answer"):
         with gr.Column(scale=7, min_width=320):
-            stage = CellStage(cell_stage(first), elem_id="cell-stage", elem_classes="dark")
+            stage = CellStage(cell_stage(examples()[CELL_NAMES[0]]), elem_id="cell-stage", elem_classes="dark")
         with gr.Column(scale=6, min_width=320):
             card = VerdictCard(CELL_WAITING, elem_id="cell-card")
-    page.cell.place()
+    page.cell.render()  # type: ignore[no-untyped-call]
 
-    def start(chosen: Any, visit: Visit) -> dict[Any, Any]:
+    def start(strip: Any, visit: Visit) -> dict[Any, Any]:
         """Show the cell at once, and a card that waits; several files and zips go to their tab."""
-        number = visit.ask("cell")
+        visit.asked["cell"] += 1
         visit.cell = None
         try:
-            given = as_chosen(chosen)
-            if given.is_batch:
-                visit.handed = given
-                batch = as_example(f"{HANDED_TO_TAB}-{number}")
-                return {page.visit: visit, page.tabs: gr.Tabs(selected="batch"), page.batch: batch}
-            visit.cell = open_cell(given, visit)
+            chosen = as_chosen(strip)
+            if chosen.is_batch:
+                return {page.visit: visit, **hand_over(page, visit, "batch", chosen)}
+            visit.cell = chosen_cell(chosen, visit)
         except LeukoscopeError as error:
             return {card: Card(problem=str(error)), stage: Stage(), page.visit: visit}
-        if visit.cell is None:
-            return {card: Card(problem=LOST_AT_RELOAD), stage: Stage(), page.visit: visit}
         return {card: CELL_WAITING, stage: cell_stage(visit.cell), page.visit: visit}
 
-    def answer(model: str, visit: Visit) -> Iterator[dict[Any, Any]]:
+    def answer(strip: Any, model: str, visit: Visit) -> Iterator[dict[Any, Any]]:
         """What the model says, again and again as more is known; ends once something else is asked."""
         number = visit.asked["cell"]
-        picture = visit.cell
-        if picture is None:
+        if visit.cell is None:
             return
         try:
-            for answer, others, is_complete in answers(page.models, picture, model):
-                if not visit.is_newest("cell", number):
+            for answer, others in answers(page.models, visit.cell, model):
+                if visit.asked["cell"] != number:
                     return
-                if answer.outcome == NOT_A_CELL and not (picture.example or picture.back):
-                    visit.handed = picture
-                    yield {page.tabs: gr.Tabs(selected="smear"), page.smear: as_example(f"{HANDED_TO_TAB}-{number}")}
+                if answer.outcome == NOT_A_CELL and not (answer.picture.example or answer.picture.back):
+                    yield hand_over(page, visit, "smear", as_chosen(strip))
                     return
-                shown: dict[Any, Any] = {card: cell_card(answer, others, is_complete=is_complete)}
-                if is_complete or not others:
-                    shown[stage] = answered_stage(answer, others)
-                yield shown
+                yield {card: cell_card(answer, others), stage: answered_stage(answer, others)}
         except LeukoscopeError as error:
-            if visit.is_newest("cell", number):
+            if visit.asked["cell"] == number:
                 yield {card: Card(problem=str(error))}
 
-    chosen = [page.cell.change, page.model.change]
-    gr.on(chosen, None, [page.cell, page.model], js=KEEP_IN_ADDRESS)
-    started = gr.on(
-        chosen, start, [page.cell, page.visit], [card, stage, page.visit, page.tabs, page.batch], **STARTING_EVENT
-    )
-    started.success(
-        answer,
-        [page.model, page.visit],
-        [card, stage, page.tabs, page.smear],
-        concurrency_limit=2,
-        concurrency_id="cell",
-        trigger_mode="multiple",
-        **PRIVATE_EVENT,
-    )
+    changed = [page.cell.change, page.model.change]
+    gr.on(changed, None, [page.cell, page.model], js=KEEP_IN_ADDRESS)
+    shown = [card, stage, page.tabs, page.smear, page.batch, page.visit]
+    started = gr.on(changed, start, [page.cell, page.visit], shown, **STARTING_EVENT)
+    queue: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "cell"}
+    started.success(answer, [page.cell, page.model, page.visit], shown, **queue, **ANSWERING_EVENT)
     gr.on([card.input, stage.input], chosen_model, page.model, page.model, **PRIVATE_EVENT)
     stage.submit(go_back, None, page.tabs, **PRIVATE_EVENT)
 
 
-def answers(models: Models, picture: Picture, model: str) -> Iterator[tuple[Answer, list[Row], bool]]:
-    """What a model says of a cell as it becomes known, then every other one, and whether that is all.
+def answers(models: Models, picture: Picture, model: str) -> Iterator[tuple[Answer, list[Row]]]:
+    """What a model says of a cell as it becomes known, at last with a line of every other one.
 
     Raises:
         LeukoscopeError: the model gives no answer.
     """
     model = models.checked(model)
     for answer in steps(models, picture, model):
-        yield answer, [], False
-    lines: list[Row] = []
-    for line in other_lines(models, answer.picture, model):
-        lines.append(line)
-        yield answer, lines, False
-    yield answer, lines, True
+        yield answer, []
+    yield answer, list(other_lines(models, picture, model))
 
 
-def open_cell(chosen: Chosen, visit: Visit) -> Picture | None:
-    """The chosen cell: an example, one that was opened from a smear or batch, or an upload; None for a lost one.
+def chosen_cell(chosen: Chosen, visit: Visit) -> Picture:
+    """The chosen cell: an example, one that was opened from a smear or batch, or an upload.
 
     Raises:
-        LeukoscopeError: the upload cannot be read.
+        LeukoscopeError: the upload cannot be read, or the cell is not there any more.
     """
     if chosen.files:
         # As large as a smear may be: what is no cell is known once it was read.
-        return visit.read(chosen.files[0], SMEAR_LIMIT)
-    return example(chosen.example) or visit.picture(chosen.example)
+        return visit.read(chosen.files[0], SMEAR_PIXELS)
+    picture = examples().get(chosen.example) or visit.picture(chosen.example)
+    if picture is None:
+        raise DataError(LOST_AT_RELOAD)
+    return picture
+
+
+def hand_over(page: Page, visit: Visit, tab: str, chosen: Chosen) -> dict[Any, Any]:
+    """Open another tab with what was given as a cell."""
+    visit.handed[tab] = chosen
+    strip = {"smear": page.smear, "batch": page.batch}[tab]
+    return {page.tabs: gr.Tabs(selected=tab), strip: as_example(f"{HANDED_OVER}-{visit.asked['cell']}")}
+
+
+def open_as_cell(page: Page, visit: Visit, picture: Picture, source: str, number: int) -> dict[Any, Any]:
+    """Show a cell of a smear or batch in the tab of one cell; its source is an example, or "" for what was given."""
+    key = f"{source or 'own'}-cell-{number + 1}-{visit.asked[picture.back]}"
+    visit.keep(key, picture)
+    return {page.tabs: gr.Tabs(selected="cell"), page.cell: as_example(key)}
 
 
 def pressed(event: gr.EventData, name: str, kind: Any) -> Any:
     """What the browser says of a press; None for anything else."""
-    entry = event._data.get(name) if isinstance(event._data, dict) else None
-    return entry if isinstance(entry, kind) and not isinstance(entry, bool) else None
+    entry = event._data.get(name)
+    return entry if isinstance(entry, kind) else None
 
 
 def chosen_model(model: str, event: gr.EventData) -> str:
@@ -163,31 +158,30 @@ def chosen_model(model: str, event: gr.EventData) -> str:
 
 def go_back(event: gr.EventData) -> Any:
     """The tab from which a cell was opened."""
-    tab = pressed(event, "back", str)
-    return gr.Tabs(selected=tab) if tab in TAB_NAMES else gr.skip()
+    return gr.Tabs(selected=pressed(event, "back", str))
 
 
-def named_in_address(models: Models, request: gr.Request) -> tuple[Any, ...]:
-    """What a page's address names: the strips' values, the model and the tab; by default the first example."""
+def open_address(page: Page, visit: Visit, request: gr.Request) -> dict[Any, Any]:
+    """Open what the page's address names: an example, the model and the tab; by default the first cell."""
     asked = request.query_params
     name = asked.get("example", "")
+    tab = {SMEAR_NAME: "smear", PEOPLE_NAME: "batch"}.get(name, "cell")
     number = asked.get("cell", "")
+    if number.isdecimal():
+        visit.wanted[tab] = int(number) - 1
     cell = name if name in CELL_NAMES else CELL_NAMES[0]
     if asked.get("own") and not name:
         cell = "own"
-    opened = as_example(f"{name}-open-{number}" if number.isdecimal() else name)
-    tab = asked.get("tab") or {SMEAR_NAME: "smear", PEOPLE_NAME: "batch"}.get(name)
-    try:
-        model = models.checked(asked.get("model"))
-    except LeukoscopeError:
-        model = next(iter(models.names), "")
-    return (
-        as_example(cell),
-        opened if name == SMEAR_NAME else gr.skip(),
-        opened if name == PEOPLE_NAME else gr.skip(),
-        model,
-        gr.Tabs(selected=tab) if tab in TAB_NAMES else gr.skip(),
-    )
+    opened: dict[Any, Any] = {page.cell: as_example(cell), page.model: next(iter(page.models.names), "")}
+    with suppress(LeukoscopeError):
+        opened[page.model] = page.models.checked(asked.get("model"))
+    if tab == "smear":
+        opened[page.smear] = as_example(name)
+    if tab == "batch":
+        opened[page.batch] = as_example(name)
+    if asked.get("tab", tab) in TAB_NAMES:
+        opened[page.tabs] = gr.Tabs(selected=asked.get("tab", tab))
+    return opened
 
 
 ADDRESS_IS_READ = "() => { window.leukoscopeAddressIsRead = true; }"

@@ -59,7 +59,7 @@ class PictureStrip(Drawn):
     """Where pictures are chosen; its value is an `uploads.Chosen`, and what the strip itself shows.
 
     Args:
-        tiles: the examples, as `pictures.ExampleTile`.
+        tiles: the examples, of `pictures.example_tile`.
         shows: what can be given, in words.
         many: whether a folder and several files can be given.
     """
@@ -68,10 +68,6 @@ class PictureStrip(Drawn):
         # Not as properties: a component in a tab that was never open loses them with its first value.
         self.shown = {"tiles": list(tiles), "shows": shows, "many": many}
         super().__init__({}, **options)
-
-    def place(self) -> None:
-        """Show the strip here."""
-        self.render()  # type: ignore[no-untyped-call]
 
     def postprocess(self, value: Any) -> Any:
         """The value, and what the strip shows beside it."""

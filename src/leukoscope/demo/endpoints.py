@@ -3,11 +3,9 @@
 Gradio reads the types as they stand here, so that they are no texts (annotations from __future__).
 """
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import gradio as gr
@@ -22,7 +20,7 @@ from leukoscope.demo.files import read_folder, unpacked
 from leukoscope.demo.models import Models
 from leukoscope.demo.people import lines_of, predict_batch
 from leukoscope.demo.smear import Reading, read_cells
-from leukoscope.demo.uploads import CELL_LIMIT, SMEAR_LIMIT, Upload
+from leukoscope.demo.uploads import CELL_PIXELS, SMEAR_PIXELS, Upload
 from leukoscope.inference.smear import draw_reading
 from leukoscope.reports import words
 
@@ -53,19 +51,14 @@ class Api:
             image: the picture of one cell, cut out or from a smear; PNG, JPEG, BMP, TIFF or WebP.
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
         """
-        with one_line_errors():
-            picture = uploads.read_picture(_upload(image), CELL_LIMIT)
-            answer = ask(self._models, picture, self._models.checked(model))
-            decision = {
-                **answer.known.decision.to_dict(),
-                "ood_score": answer.known.checks.ood_score,
-                "map_check": None,
-            }
-            grad_cam = None
-            if answer.known.heatmaps and not answer.refused:
-                decision["map_check"] = answer.known.map_check.to_dict()
-                grad_cam = _sent(pictures.map_over(answer.picture, answer.known, answer.known.most_probable))
-            return answer.outcome, answer.known.probabilities, grad_cam, summary(answer), decision
+        picture = uploads.read_picture(_upload(image), CELL_PIXELS)
+        answer = ask(self._models, picture, self._models.checked(model))
+        decision = {**answer.known.decision.to_dict(), "ood_score": answer.known.checks.ood_score, "map_check": None}
+        grad_cam = None
+        if answer.known.heatmaps and not answer.refused:
+            decision["map_check"] = answer.known.map_check.to_dict()
+            grad_cam = _sent(pictures.map_over(answer.picture, answer.known, answer.known.most_probable))
+        return answer.outcome, answer.known.probabilities, grad_cam, summary(answer), decision
 
     def field(self, image: FileData, model: str = "", um_per_pixel: float = 0.0) -> tuple[dict[str, Any], FileData]:
         """Find and classify the white blood cells of a stained smear, and draw their boxes. For research only.
@@ -75,9 +68,8 @@ class Api:
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
             um_per_pixel: micrometres per pixel; 0 measures the scale on its red cells or nuclei.
         """
-        with one_line_errors():
-            read = self._read(image, model, um_per_pixel)
-            return read.reading.to_dict(), _sent(draw_reading(read.picture.image, read.reading))
+        read = self._read(image, model, um_per_pixel)
+        return read.reading.to_dict(), _sent(draw_reading(read.picture.image, read.reading))
 
     def smear(self, image: FileData, model: str = "", um_per_pixel: float = 0.0) -> dict[str, Any]:
         """Find and classify the white blood cells of a stained smear. For research only.
@@ -87,8 +79,7 @@ class Api:
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
             um_per_pixel: micrometres per pixel; 0 measures the scale on its red cells or nuclei.
         """
-        with one_line_errors():
-            return self._read(image, model, um_per_pixel).reading.to_dict()
+        return self._read(image, model, um_per_pixel).reading.to_dict()
 
     def batch(self, files: list[FileData], model: str = "", folders_are_people: bool = False) -> dict[str, Any]:
         """Classify many cells, with one prediction for each person where people are known. For research only.
@@ -101,15 +92,16 @@ class Api:
         sent: Any = files  # as programs send it, which may be one file
         if not isinstance(sent, list):
             sent = [sent]
-        with one_line_errors(), unpacked([_upload(file) for file in sent]) as folder:
+        with unpacked([_upload(file) for file in sent]) as folder:
             read = partial(read_folder, folder, by_folder=folders_are_people is True)
             *_, result = predict_batch(self._models, self._models.checked(model), read)
-            return {
-                "cells": lines_of(result),
-                "subject_predictions": [prediction.to_dict() for prediction in result.predictions.values()],
-                "notes": [*result.caveats, result.recognised, *result.notes, *result.problems],
-                "notice": RESEARCH_NOTICE,
-            }
+        predictions = [result.prediction(name) for name in result.by_person]
+        return {
+            "cells": lines_of(result),
+            "subject_predictions": [prediction.to_dict() for prediction in predictions if prediction],
+            "notes": [*result.caveats, *result.sentences],
+            "notice": RESEARCH_NOTICE,
+        }
 
     def models(self) -> list[dict[str, Any]]:
         """The models that this page offers, the default first, and how far each is to be trusted."""
@@ -129,13 +121,12 @@ class Api:
         Args:
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
         """
-        with one_line_errors():
-            return card_of(self._models.release(self._models.checked(model)))
+        return card_of(self._models.release(self._models.checked(model)))
 
     def _read(self, image: Any, model: str, um_per_pixel: Any) -> Reading:
-        if type(um_per_pixel) not in (int, float) or not math.isfinite(um_per_pixel):
+        if not isinstance(um_per_pixel, int | float):
             raise DataError(f"um_per_pixel: expected a number, got {um_per_pixel!r:.60}")
-        picture = uploads.read_picture(_upload(image), SMEAR_LIMIT)
+        picture = uploads.read_picture(_upload(image), SMEAR_PIXELS)
         picture = replace(picture, um_per_pixel=um_per_pixel or None)
         return read_cells(self._models, picture, self._models.checked(model))
 
@@ -144,10 +135,9 @@ def add_endpoints(demo: gr.Blocks, models: Models) -> None:
     """Add the functions to the page being built."""
     api = Api(models)
     for name, labels in OUTPUTS.items():
-        function: Callable[..., Any] = getattr(api, name)
         queue = QUEUES.get(name)
         limit = 1 if queue == "smear" else 2
-        events.api(function, api_name=name, concurrency_id=queue, concurrency_limit=limit)
+        events.api(one_line(getattr(api, name)), api_name=name, concurrency_id=queue, concurrency_limit=limit)
         newest = demo.fns[max(demo.fns)]
         for output, label in zip(newest.outputs, labels, strict=True):
             output.label = label  # type: ignore[union-attr]  # its outputs are components, no blocks
@@ -163,13 +153,17 @@ def summary(answer: Answer) -> str:
     return "\n".join([*lines, *caveats(answer), *more(answer), RESEARCH_NOTICE])
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn a `LeukoscopeError` into Gradio's own error, which is sent without a traceback in the log."""
-    try:
-        yield
-    except LeukoscopeError as error:
-        raise gr.Error(str(error), print_exception=False) from None
+def one_line(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with each `LeukoscopeError` as Gradio's own error, which is sent without a traceback in the log."""
+
+    @wraps(function)
+    def wrapped(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except LeukoscopeError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return wrapped
 
 
 def _upload(image: Any) -> Upload:

@@ -12,11 +12,12 @@ import pandas as pd
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import cells_of
-from leukoscope.demo.answers import Row, colour, measurement
+from leukoscope.demo.answers import colour, measurement
 from leukoscope.demo.cell import PRIVATE_EVENT, Page
 from leukoscope.demo.components import PeoplePlot
 from leukoscope.demo.models import Models
 from leukoscope.demo.people import Plot, placed_dot
+from leukoscope.demo.pictures import Row
 from leukoscope.models.metrics import SubjectFigures
 from leukoscope.models.release import CARD_FILE, ReleaseInfo
 from leukoscope.reports import words

@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.route_utils import API_PREFIX
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -86,8 +86,10 @@ class Guard:
     async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a malformed request by one line."""
         try:
-            body = await _read_body(receive)
+            body = await _read_body(Request(scope, receive))
             self._check(body, scope["path"])
+        except ClientDisconnect:
+            return
         except HTTPException as problem:
             await JSONResponse({"detail": problem.detail}, problem.status_code)(scope, receive, send)
             return
@@ -126,9 +128,6 @@ class Guard:
         values = content.get("data")
         if not isinstance(values, list) or len(values) != len(event.inputs):
             raise HTTPException(422, f"data: expected a list of {len(event.inputs)} values, got {_short(values)}")
-        for block, entry in zip(event.inputs, values, strict=True):
-            if isinstance(block, gr.Dropdown) and not isinstance(entry, str | None):
-                raise HTTPException(422, f"model: expected text, got {_short(entry)}")
 
 
 def with_head(page: str, request: Request) -> str:
@@ -153,17 +152,13 @@ def with_head(page: str, request: Request) -> str:
     return _TAG.sub("", page).replace("</head>", head, 1)
 
 
-async def _read_body(receive: Receive) -> bytes:
+async def _read_body(request: Request) -> bytes:
     body = b""
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if message["type"] != "http.request":
-            raise HTTPException(400, "body: the connection ended before it was complete")
+    async for chunk in request.stream():
+        body += chunk
         if len(body) > MAX_BODY:
             raise HTTPException(413, f"body: is over {MAX_BODY // 2**20} MB; upload files, and name their paths")
-        if not message.get("more_body", False):
-            return body
+    return body
 
 
 def _refuse_number(name: str) -> None:

@@ -1,7 +1,7 @@
 """The models that the demo asks: releases beside the app, and Hub repositories that are listed there or typed in.
 
 The models used last stay in memory. What the owner of the demo lists may be private and is downloaded with this
-machine's token; what a visitor types is downloaded without one.
+machine's token; what a visitor types is downloaded without one, and deleted when it leaves the memory.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ from leukoscope.models.hub_download import (
     hub_model_info,
     parse_hub_id,
 )
-from leukoscope.models.release import CONFIG_FILE, DEFAULT_RELEASE, WEIGHTS_FILE, ReleaseInfo, folder_name, read_release
+from leukoscope.models.release import (
+    DEFAULT_RELEASE,
+    WEIGHTS_FILE,
+    ReleaseInfo,
+    folder_name,
+    read_release,
+    release_folders,
+)
 
 MAX_WEIGHTS_IN_MEMORY = 600 * 2**20  # bytes, as below
 MAX_DOWNLOAD = 400 * 2**20  # of one model that a visitor names
-MAX_DOWNLOADS = 2 * 2**30  # of all of them, on disk
 ZERO_GPU = "SPACES_ZERO_GPU"
 
 
 def find_releases(root: Path) -> dict[str, Path]:
-    """Releases embedded under a folder, or the folder itself if it is one, by name; first `DEFAULT_RELEASE`."""
-    if (root / CONFIG_FILE).is_file():
-        return {folder_name(root): root}
-    folders = (config.parent for config in sorted(root.glob(f"*/{CONFIG_FILE}")))
-    # A hidden folder is a release still being written or copied.
-    releases = {folder.name: folder for folder in folders if not folder.name.startswith(".")}
+    """The releases of `release_folders` by name; first `DEFAULT_RELEASE`."""
+    releases = {folder_name(folder): folder for folder in release_folders(root)}
     return dict(sorted(releases.items(), key=lambda release: release[0] != DEFAULT_RELEASE))
 
 
@@ -74,7 +76,7 @@ class Models:
         self.capacity = capacity
         self.answers: dict[Any, Any] = {}
         self._loaded: OrderedDict[str, Predictor] = OrderedDict()  # the longest unused first
-        self._downloads: OrderedDict[str, int] = OrderedDict()  # Hub id that a visitor named → bytes on disk
+        self._of_visitors: set[str] = set()  # repositories that were downloaded because a visitor named them
         self._lock = Lock()
         self._loading = Lock()
         self._downloading = Lock()
@@ -138,39 +140,24 @@ class Models:
                 raise ReleaseError(str(error).replace(str(folder), name)) from None
         if name in self.names:  # its owner knows its size and may open it
             return Predictor.from_hub(name, runtime=runtime)
-        return self._downloaded(name, runtime)
-
-    def _downloaded(self, name: str, runtime: Runtime) -> Predictor:
-        """Load a Hub model that a visitor named, and delete the longest unused of those beyond `MAX_DOWNLOADS`.
-
-        No token is sent: what this machine's token opens is its owner's to offer, and no visitor's to open by name.
-        """
+        # No token is sent: what it opens is the owner's to offer, and no visitor's to open by name.
         hub_id, revision = parse_hub_id(name)
         _require_small(name, hub_id, revision)
-        folder = cached_repository(hub_id)
-        is_visitors = hub_id in self._downloads or not folder.exists()
-        predictor = Predictor.from_hub(name, runtime=runtime, anonymous=True)
-        if is_visitors:
-            self._downloads[hub_id] = sum(file.stat().st_size for file in folder.glob("blobs/*"))
-            self._downloads.move_to_end(hub_id)
-        while len(self._downloads) > 1 and sum(self._downloads.values()) > MAX_DOWNLOADS:
-            oldest, _ = self._downloads.popitem(last=False)
-            rmtree(cached_repository(oldest), ignore_errors=True)
-            self._forget(oldest)
-        return predictor
-
-    def _forget(self, hub_id: str) -> None:
-        """Drop models whose files were deleted: their cards could not be read any more."""
-        with self._lock:
-            for name in [name for name in self._loaded if name.partition("@")[0] == hub_id]:
-                del self._loaded[name]
+        if not cached_repository(hub_id).exists():
+            self._of_visitors.add(hub_id)
+        return Predictor.from_hub(name, runtime=runtime, anonymous=True)
 
     def _keep(self, name: str, predictor: Predictor) -> None:
-        """Keep a model in memory, and drop the least recently used beyond the capacity."""
+        """Keep a model in memory, and drop the least recently used beyond the capacity, with what visitors named."""
         with self._lock:
             self._loaded[name] = predictor
             while len(self._loaded) > 1 and sum(map(_size, self._loaded.values())) > self.capacity:
-                self._loaded.popitem(last=False)
+                _, dropped = self._loaded.popitem(last=False)
+                hub_id = dropped.release.name
+                is_unused = all(other.release.name != hub_id for other in self._loaded.values())
+                if hub_id in self._of_visitors and is_unused:
+                    rmtree(cached_repository(hub_id), ignore_errors=True)
+                    self._of_visitors.remove(hub_id)
 
 
 def _size(predictor: Predictor) -> int:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from typing_extensions import TypedDict
 
 from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
 from leukoscope.data.images import open_bytes
 from leukoscope.data.registry import cells_of
-from leukoscope.demo.answers import Row, as_csv, colour
+from leukoscope.demo.answers import as_csv, colour
 from leukoscope.demo.files import Batch
 from leukoscope.demo.models import Models
-from leukoscope.demo.pictures import Picture
-from leukoscope.demo.uploads import CELL_LIMIT
+from leukoscope.demo.pictures import Picture, Row
+from leukoscope.demo.uploads import CELL_PIXELS
 from leukoscope.inference.prediction import NOT_A_CELL, OUT_OF_DISTRIBUTION, TOO_FEW_CELLS, Prediction
 from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.models.release import ReleaseInfo
@@ -28,7 +27,7 @@ from leukoscope.reports import words
 
 LANES = (50, 34, 66, 22, 78)  # per cent of a row's height, so that dots beside each other can be told apart
 MAX_BATCH_KEPT = 64 * 2**20  # bytes of a batch's files that stay in the visitor's session, to be opened
-MAX_PROBLEMS = 5  # that are shown
+MAX_NOTES = 8  # that the page shows
 UNKNOWN = "unknown person"
 
 
@@ -57,15 +56,15 @@ class Plot(TypedDict, total=False):
     saved: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class BatchResult:
     """A batch as far as one model has read it; in a visitor's session, in memory only."""
 
     release: ReleaseInfo
     total: int
-    notes: tuple[str, ...] = ()
-    cells: tuple[Cell, ...] = ()
-    problems: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
     done: int = 0
     stopped: bool = False
 
@@ -73,11 +72,6 @@ class BatchResult:
     def is_reading(self) -> bool:
         """Whether files of it are still read."""
         return self.done < self.total and not self.stopped
-
-    @property
-    def labels(self) -> list[str]:
-        """The model's classes."""
-        return list(self.release.labels)
 
     @cached_property
     def rule(self) -> SubjectRule | None:
@@ -87,9 +81,9 @@ class BatchResult:
     @property
     def positive(self) -> str:
         """The class whose probability is plotted."""
-        return self.rule.positive_label if self.rule else self.labels[0]
+        return self.rule.positive_label if self.rule else self.release.labels[0]
 
-    @cached_property
+    @property
     def by_person(self) -> dict[str, list[int]]:
         """Person, "" for unknown → numbers of the cells, people by name."""
         numbers = defaultdict(list)
@@ -97,33 +91,33 @@ class BatchResult:
             numbers[cell.subject].append(number)
         return {name: numbers[name] for name in sorted(numbers, key=by_number)}
 
-    @cached_property
-    def predictions(self) -> dict[str, SubjectPrediction]:
-        """Known person → what the model says of it; none while files are read, or without a rule."""
-        predictions = {}
-        if self.rule is not None and not self.is_reading:
-            for name, numbers in self.by_person.items():
-                cells = [self.cells[number].prediction for number in numbers]
-                shares = np.array([list(cell.probabilities.values()) for cell in cells])
-                if name:
-                    predictions[name] = self.rule.predict(shares, [cell.outcome for cell in cells], subject=name)
-        return predictions
+    def prediction(self, name: str) -> SubjectPrediction | None:
+        """What the model says of a known person; None while files are read, or without a rule."""
+        if not name or self.rule is None or self.is_reading:
+            return None
+        cells = [cell.prediction for cell in self.cells if cell.subject == name]
+        shares = np.array([list(cell.probabilities.values()) for cell in cells])
+        return self.rule.predict(shares, [cell.outcome for cell in cells], subject=name)
 
     @property
     def caveats(self) -> list[str]:
         """What must be known before the results are used."""
         names = {cell.name for cell in self.cells} | {f"UID_{cell.subject}_" for cell in self.cells}
-        known = {words.training_subject(self.release.metrics, name) for name in names} - {""}
-        listed = ", ".join(sorted(known, key=by_number))
-        return [f"Trained on people called {listed}: if these are the same, the results are too good."] if known else []
+        trained_on = {words.training_subject(self.release.metrics, name) for name in names} - {""}
+        if not trained_on:
+            return []
+        listed = ", ".join(sorted(trained_on, key=by_number))
+        return [f"Trained on people called {listed}: if these are the same, the results are too good."]
 
     @property
-    def recognised(self) -> str:
-        """Of the cells whose class is known, how many get it as the most probable one; "" where none is known."""
+    def sentences(self) -> list[str]:
+        """How many cells of known classes are recognised, what is not known, and what cannot be used."""
         of_class = Counter(cell.label for cell in self.cells)
         right = Counter(cell.label for cell in self.cells if cell.prediction.most_probable == cell.label)
-        parts = [f"{right[label]} of {of_class[label]} {cells_of(label)}" for label in self.labels if of_class[label]]
-        return f"Recognised: {', '.join(parts)}." if parts else ""
+        labels = [label for label in self.release.labels if of_class[label]]
+        parts = [f"{right[label]} of {of_class[label]} {cells_of(label)}" for label in labels]
+        recognised = [f"Recognised: {', '.join(parts)}."] if parts else []
+        return [*recognised, *self.notes, *self.problems]
 
 
 def by_number(name: str) -> list[Any]:
@@ -148,31 +142,29 @@ def predict_batch(
     """
     predictor = models.predictor(model)
     batch = read(predictor.release.labels)
-    problems = batch.problems[:]
-    cells: list[Cell] = []
+    result = BatchResult(predictor.release, len(batch.cells), batch.notes, [*batch.problems])
     first_of: dict[str, str] = {}
-    kept_bytes = 0
-    result = BatchResult(predictor.release, len(batch.cells), tuple(batch.notes))
-    for done, cell in enumerate(batch.cells, 1):
+    room = MAX_BATCH_KEPT
+    for cell in batch.cells:
         # One by one: decoded pictures of a whole batch would fill the memory, and a visitor's cell waits for one only.
         content = cell.source if isinstance(cell.source, bytes) else cell.source.read_bytes()
+        room -= len(content)
         try:
             picture = opened(cell.name, content)
             (prediction,) = predictor([picture.image])
             _require_cell(picture, prediction, first_of)
-            kept_bytes += len(content)
-            cells.append(
-                Cell(cell.name, cell.subject, cell.label, prediction, content if kept_bytes < MAX_BATCH_KEPT else b"")
-            )
+            if room < 0:
+                content = b""
+            result.cells.append(Cell(cell.name, cell.subject, cell.label, prediction, content))
         except LeukoscopeError as error:
-            problems.append(str(error))
-        is_stopped = stopped()
-        result = replace(result, cells=tuple(cells), problems=tuple(problems), done=done, stopped=is_stopped)
+            result.problems.append(str(error))
+        result.done += 1
+        result.stopped = stopped()
         yield result
-        if is_stopped:
-            return
-    if not cells:
-        raise DataError(f"Not one picture can be used. {[*problems, 'None was given.'][0]}")
+        if result.stopped:
+            break
+    if not result.cells:
+        raise DataError(f"Not one picture can be used. {[*result.problems, 'None was given.'][0]}")
 
 
 def _require_cell(picture: Picture, prediction: Prediction, first_of: dict[str, str]) -> None:
@@ -188,36 +180,36 @@ def _require_cell(picture: Picture, prediction: Prediction, first_of: dict[str, 
 
 def opened(name: str, content: bytes) -> Picture:
     """A picture of a batch."""
-    return Picture(open_bytes(content, name, max_pixels=CELL_LIMIT.pixels, ground=None), name, back="batch")
+    return Picture(open_bytes(content, name, max_pixels=CELL_PIXELS, ground=None), name, back="batch")
 
 
 def plot_of(result: BatchResult) -> Plot:
     """A batch as its plot shows it."""
-    notes = [result.recognised, *result.notes, *result.problems[:MAX_PROBLEMS]]
-    if len(result.problems) > MAX_PROBLEMS:
-        notes.append(f"{len(result.problems) - MAX_PROBLEMS} more could not be used.")
+    stopped = "Stopped: " if result.stopped else ""
+    notes = result.sentences
+    if len(notes) > MAX_NOTES:
+        notes[MAX_NOTES:] = [f"{len(notes) - MAX_NOTES} more could not be used."]
     return Plot(
         model=words.short_name(result.release.name),
-        title=f"{'Stopped: ' * result.stopped}{result.done} of {result.total} pictures read",
+        title=f"{stopped}{result.done} of {result.total} pictures read",
         reading=result.is_reading,
         share=round(100 * result.done / max(1, result.total), 1),
         caveats=result.caveats,
-        notes=[note for note in notes if note],
-        people=[person(result, name) for name in result.by_person],
+        notes=notes,
+        people=[person(result, name, numbers) for name, numbers in result.by_person.items()],
         axis=f"each dot a cell: its probability of {words.named(result.positive)}",
-        saved="" if result.is_reading else as_csv(table_of(result)),
+        saved="" if result.is_reading else as_csv(lines_of(result)),
     )
 
 
-def person(result: BatchResult, name: str) -> Row:
-    """One person; without a verdict while cells are still read."""
-    numbers = result.by_person[name]
+def person(result: BatchResult, name: str, numbers: Sequence[int]) -> Row:
+    """One person with these cells; without a verdict while cells are still read."""
     row: Row = {"name": name or UNKNOWN, "cells": f"{len(numbers)} cell{'s' * (len(numbers) > 1)}"}
     row["dots"] = [dot(result, number, place) for place, number in enumerate(numbers)]
-    prediction = result.predictions.get(name)
+    prediction = result.prediction(name)
     if prediction is None:
         return row
-    row |= {"colour": colour(prediction.outcome, result.labels), **person_words(prediction)}
+    row |= {"colour": colour(prediction.outcome, result.release.labels), **person_words(prediction)}
     if prediction.is_result and prediction.interval is not None:
         low, high = prediction.interval
         row |= {"low": round(100 * low, 1), "width": round(max(1, 100 * (high - low)), 1)}
@@ -235,10 +227,11 @@ def person_words(prediction: SubjectPrediction) -> Row:
         return {"words": "No class", "detail": detail}
     low, high = prediction.interval or (0.0, 1.0)
     detail = f"{prediction.positive_label} {prediction.probability or 0:.2f}, 95 % interval {low:.2f} to {high:.2f}"
-    verdict = f"Looks like {prediction.outcome}" if prediction.outcome in rule.labels else "Not sure"
+    says = "Looks like"
     if 2 * prediction.abstained >= prediction.used:
-        verdict = verdict.replace("Looks like", "Leans towards")
+        says = "Leans towards"
         detail = f"{prediction.abstained} of {prediction.used} cells are not sure; {detail}"
+    verdict = f"{says} {prediction.outcome}" if prediction.outcome in rule.labels else "Not sure"
     return {"words": verdict, "detail": detail}
 
 
@@ -248,7 +241,7 @@ def dot(result: BatchResult, number: int, place: int) -> Row:
     share = cell.prediction.probabilities[result.positive]
     outcome = cell.prediction.outcome
     title = f"{cell.name}: {words.outcome_text(outcome)}, {result.positive} {words.percent(share)}"
-    return placed_dot(number, share, place, colour(outcome, result.labels), title)
+    return placed_dot(number, share, place, colour(outcome, result.release.labels), title)
 
 
 def placed_dot(number: int, share: float, place: int, colour: str, title: str) -> Row:
@@ -258,7 +251,7 @@ def placed_dot(number: int, share: float, place: int, colour: str, title: str) -
 
 
 def lines_of(result: BatchResult) -> list[Row]:
-    """A line for each cell, as the API gives it."""
+    """A line for each cell, as the API gives it and the page saves it."""
     return [
         {
             "file": cell.name,
@@ -274,24 +267,3 @@ def lines_of(result: BatchResult) -> list[Row]:
         }
         for cell in result.cells
     ]
-
-
-def table_of(result: BatchResult) -> pd.DataFrame:
-    """A line for each cell, as it is saved."""
-    return pd.DataFrame(lines_of(result))
-
-
-def kept_picture(result: BatchResult, number: int) -> Picture:
-    """A cell of a batch, to be opened.
-
-    Raises:
-        DataError: no such cell, or one whose picture was not kept.
-    """
-    if not 0 <= number < len(result.cells):
-        raise DataError(f"cell {number + 1}: this batch has {len(result.cells)} cells; open one of them")
-    cell = result.cells[number]
-    if not cell.content:
-        raise DataError(
-            f"{cell.name}: of a batch, {MAX_BATCH_KEPT // 2**20} MB of pictures are kept; send this one alone"
-        )
-    return opened(cell.name, cell.content)

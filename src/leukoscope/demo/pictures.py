@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -90,16 +91,8 @@ class Picture:
         return min(max(fills / farthest, 1), MOST_ENLARGED)
 
 
-class Tile(TypedDict):
-    """A form of a cell, or a cell of a smear, and what a model says of it."""
-
-    number: int
-    picture: str
-    dark: bool
-    name: str
-    words: str
-    colour: str
-    differs: bool
+Row = dict[str, Any]
+"""What a template draws in a line."""
 
 
 class Stage(TypedDict, total=False):
@@ -116,18 +109,9 @@ class Stage(TypedDict, total=False):
     map_words: str
     map_of: str  # the model whose maps passed where those of this one failed
     map_of_name: str
-    tiles: list[Tile]
+    tiles: list[Row]
     tiles_words: str
     view: str  # that is opened; "" leaves it as it is
-
-
-class ExampleTile(TypedDict):
-    """A synthetic picture in a strip."""
-
-    name: str
-    label: str
-    picture: str
-    dark: bool
 
 
 def full(image: Image.Image) -> str:
@@ -173,23 +157,21 @@ def map_over(picture: Picture, prediction: Prediction, label: str, finer: int = 
 
 
 @cache
-def example(name: str) -> Picture | None:
-    """A synthetic cell or the synthetic smear by its name; None for any other name."""
-    if name == SMEAR_NAME:
-        return Picture(Image.fromarray(example_smear()), "Synthetic smear", name, um_per_pixel=EXAMPLE_SMEAR_PITCH)
-    if name not in CELL_NAMES:
-        return None
-    label, column = EXAMPLE_CELLS[int(name) - 1]
-    return Picture(Image.fromarray(example_cell(label, column)), f"Synthetic {label}", name)
+def examples() -> dict[str, Picture]:
+    """The synthetic cells and the synthetic smear, by name."""
+    smear = Image.fromarray(example_smear())
+    pictures = {SMEAR_NAME: Picture(smear, "Synthetic smear", SMEAR_NAME, um_per_pixel=EXAMPLE_SMEAR_PITCH)}
+    for name, (label, column) in zip(CELL_NAMES, EXAMPLE_CELLS, strict=True):
+        pictures[name] = Picture(Image.fromarray(example_cell(label, column)), f"Synthetic {label}", name)
+    return pictures
 
 
-def example_tiles(names: list[str]) -> list[ExampleTile]:
-    """Synthetic pictures as tiles of a strip."""
-    tiles = []
-    for name in names:
-        picture = example(name)
-        assert picture is not None, name
-        label = picture.name.removeprefix("Synthetic ")
-        shown = closer(picture.rgb, picture.zoom(FILLS_TILE))
-        tiles.append(ExampleTile(name=name, label=label, picture=small(shown), dark=picture.is_dark))
-    return tiles
+def tile(image: Image.Image, picture: Picture) -> Row:
+    """A form of a picture as a tile, as near as the picture itself."""
+    return {"picture": small(closer(image, picture.zoom(FILLS_TILE))), "dark": picture.is_dark}
+
+
+def example_tile(name: str, example: str, label: str) -> Row:
+    """An example in a strip, with the picture of a synthetic cell or smear."""
+    picture = examples()[example]
+    return {"name": name, "label": label, **tile(picture.rgb, picture)}

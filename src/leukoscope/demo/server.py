@@ -34,7 +34,7 @@ from leukoscope.demo.cell import answers
 from leukoscope.demo.components import DEMO_FOLDER
 from leukoscope.demo.guard import PREVIEW_ROUTE, Guard
 from leukoscope.demo.models import ZERO_GPU, Models, find_releases, listed_models
-from leukoscope.demo.pictures import CELL_NAMES, example
+from leukoscope.demo.pictures import CELL_NAMES, examples
 from leukoscope.demo.theme import build_theme
 
 AT_ONCE = 16  # events of one kind; the queues of cells, smears and batches have limits of their own
@@ -168,11 +168,9 @@ def limit_memory() -> None:
 
 def warm_up(models: Models) -> None:
     """Load the models and ask each once, for which no visitor should wait."""
-    first = example(CELL_NAMES[0])
-    assert first is not None
     for name in models.names:
         try:
-            for _ in answers(models, first, name):
+            for _ in answers(models, examples()[CELL_NAMES[0]], name):
                 pass
         except LeukoscopeError as error:
             print(f"warning: {error}")

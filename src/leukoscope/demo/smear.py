@@ -8,19 +8,26 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
-import pandas as pd
 from typing_extensions import TypedDict
 
 from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
 from leukoscope.data.registry import EMPTY_SLIDE_RGB, cells_of
 from leukoscope.data.smear import IMPLAUSIBLE_SCALE, SmearCell, cut_out
 from leukoscope.demo import pictures
-from leukoscope.demo.answers import Card, Part, Row, as_csv, ask, colour, other_line, trusted
-from leukoscope.demo.cell import HANDED_TO_TAB, PRIVATE_EVENT, STARTING_EVENT, Page, chosen_model, pressed
+from leukoscope.demo.answers import Card, Part, as_csv, ask, called, colour, other_line, trusted
+from leukoscope.demo.cell import (
+    ANSWERING_EVENT,
+    PRIVATE_EVENT,
+    STARTING_EVENT,
+    Page,
+    chosen_model,
+    open_as_cell,
+    pressed,
+)
 from leukoscope.demo.components import SmearStage, VerdictCard
 from leukoscope.demo.models import Models
-from leukoscope.demo.pictures import SMEAR_NAME, Picture, Tile, example
-from leukoscope.demo.uploads import SMEAR_LIMIT, Visit, as_chosen, as_example
+from leukoscope.demo.pictures import SMEAR_NAME, Picture, Row, examples
+from leukoscope.demo.uploads import SMEAR_PIXELS, Chosen, Visit, as_example
 from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
 from leukoscope.inference.smear import AT_EDGE, SmearReading, read_smear
 from leukoscope.models.release import ReleaseInfo
@@ -30,6 +37,8 @@ from leukoscope.reports.words import outcome_text
 # Of one smear: half a minute of a small machine; a visitor's cell waits until a batch of its cells is computed.
 LIMITS: dict[str, Any] = {"most_cells": 500, "seconds": 60, "batch_size": 2}
 SCALE_BAR = 20  # µm
+WORD_HEIGHT = 0.06  # of a box, as a share of the picture
+MARKS = {ABSTAIN: "?"}  # what a box without a class says, unless "no class"
 FEWEST_NUCLEI = 3  # whole cells on whose nuclei a scale may be measured
 SOURCES = {"given": "as given", "red cells": "from its red cells", "nuclei": "from its nuclei"}
 NO_SCALE = (
@@ -93,51 +102,44 @@ def smear_tab(page: Page, opened: gr.Tab) -> None:
             stage = SmearStage(SmearView(), elem_id="smear-stage", elem_classes="light")
         with gr.Column(scale=6, min_width=320):
             card = VerdictCard(SMEAR_WAITING, elem_id="smear-card")
-    page.smear.place()
+    page.smear.render()  # type: ignore[no-untyped-call]
 
-    def start(chosen: Any, visit: Visit) -> dict[Any, Any]:
+    def start(strip: Any, visit: Visit) -> dict[Any, Any]:
         """Show the smear at once, and a card that waits."""
-        visit.ask("smear")
+        visit.asked["smear"] += 1
         visit.smear = None
         try:
-            given = as_chosen(chosen)
-            if not given.example and not given.files:
-                return {page.visit: visit}
-            if given.is_batch:
-                raise DataError("Several pictures belong into the tab Batch; give one smear here.")
-            visit.smear_picture = example(SMEAR_NAME)
-            if given.files:
-                visit.smear_picture = visit.read(given.files[0], SMEAR_LIMIT)
-            elif given.example.startswith(HANDED_TO_TAB):
-                visit.smear_picture = visit.handed
+            visit.smear_picture = chosen_smear(visit.chosen("smear", strip), visit)
         except LeukoscopeError as error:
             visit.smear_picture = None
             return {card: Card(problem=str(error)), stage: SmearView(), page.visit: visit}
+        if visit.smear_picture is None:
+            return {page.visit: visit}
         return {card: SMEAR_WAITING, stage: smear_view(visit.smear_picture), page.visit: visit}
 
-    def find_cells(chosen: Any, model: str, visit: Visit) -> dict[Any, Any]:
+    def find_cells(model: str, visit: Visit) -> dict[Any, Any]:
         """Show the cells of the smear, and open the one that the page's address names."""
-        number = visit.asked.get("smear", 0)
+        number = visit.asked["smear"]
         picture = visit.smear_picture
-        read = None
+        reading = None
         if picture is None:
             return gr.skip()
         try:
             model = page.models.checked(model)
-            read = read_cells(page.models, picture, model, lambda: not visit.is_newest("smear", number))
-            shown = {card: smear_card(read, page.models), stage: smear_view(picture, read)}
+            reading = read_cells(page.models, picture, model, lambda: visit.asked["smear"] != number)
+            drawn = {card: smear_card(reading, page.models), stage: smear_view(picture, reading)}
         except LeukoscopeError as error:
-            shown = {card: Card(problem=str(error)), stage: smear_view(picture)}
-        if not visit.is_newest("smear", number):
+            drawn = {card: Card(problem=str(error)), stage: smear_view(picture)}
+        if visit.asked["smear"] != number:
             return gr.skip()
-        visit.smear = read
-        return shown | open_cell(page, visit, visit.wanted("smear", as_chosen(chosen)))
+        visit.smear = reading
+        return drawn | open_cell(page, visit, visit.wanted.pop("smear", None))
 
     def set_scale(visit: Visit, event: gr.EventData) -> dict[Any, Any]:
         """Read the smear again by the scale that was typed; 0 measures it."""
-        visit.ask("smear")
+        visit.asked["smear"] += 1
         um_per_pixel = pressed(event, "um", int | float)
-        if visit.smear_picture is not None and um_per_pixel is not None:
+        if visit.smear_picture is not None:
             visit.smear_picture = replace(visit.smear_picture, um_per_pixel=um_per_pixel or None)
         return {card: SMEAR_WAITING, page.visit: visit}
 
@@ -149,23 +151,29 @@ def smear_tab(page: Page, opened: gr.Tab) -> None:
         """The synthetic smear, where nothing was given."""
         return as_example(SMEAR_NAME) if visit.smear_picture is None else gr.skip()
 
-    def then_read(started: Any) -> None:
-        started.success(
-            find_cells,
-            [page.smear, page.model, page.visit],
-            [card, stage, page.tabs, page.cell],
-            concurrency_limit=1,
-            concurrency_id="smear",
-            trigger_mode="multiple",
-            **PRIVATE_EVENT,
-        )
-
     opened.select(first_smear, page.visit, page.smear, **PRIVATE_EVENT)
-    chosen = [page.smear.change, page.model.change]
-    then_read(gr.on(chosen, start, [page.smear, page.visit], [card, stage, page.visit], **STARTING_EVENT))
-    then_read(stage.submit(set_scale, page.visit, [card, page.visit], **STARTING_EVENT))
-    gr.on([stage.select, card.select], press, page.visit, [page.tabs, page.cell], **PRIVATE_EVENT)
+    shown = [card, stage, page.tabs, page.cell, page.visit]
+    changed = [page.smear.change, page.model.change]
+    started = gr.on(changed, start, [page.smear, page.visit], shown, **STARTING_EVENT)
+    scaled = stage.submit(set_scale, page.visit, shown, **STARTING_EVENT)
+    queue: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "smear"}
+    for event in (started, scaled):
+        event.success(find_cells, [page.model, page.visit], shown, **queue, **ANSWERING_EVENT)
+    gr.on([stage.select, card.select], press, page.visit, shown, **PRIVATE_EVENT)
     card.input(chosen_model, page.model, page.model, **PRIVATE_EVENT)
+
+
+def chosen_smear(chosen: Chosen, visit: Visit) -> Picture | None:
+    """The chosen smear: the synthetic one, or an upload; None where nothing was given.
+
+    Raises:
+        LeukoscopeError: several files, or an upload that cannot be read.
+    """
+    if chosen.is_batch:
+        raise DataError("Several pictures belong into the tab Batch; give one smear here.")
+    if chosen.files:
+        return visit.read(chosen.files[0], SMEAR_PIXELS)
+    return examples().get(chosen.example)
 
 
 def read_cells(models: Models, picture: Picture, model: str, stopped: Callable[[], bool] | None = None) -> Reading:
@@ -187,7 +195,7 @@ def smear_card(read: Reading, models: Models) -> Card:
         verdict=verdict(read),
         caveats=caveats(read),
         more=[words.about_model(reading.model, reading.revision)],
-        saved=as_csv(table_of(read)),
+        saved=as_csv(lines_of(read)),
         saved_name="leukoscope-smear.csv",
     )
     if read.has_scale:
@@ -196,21 +204,24 @@ def smear_card(read: Reading, models: Models) -> Card:
             for outcome, count in read.counts.items()
         ]
         card["tiles"] = [smear_tile(read, number) for number in read.whole]
-    if not read.is_foreign:
-        return card | trusted(read.release) if read.whole else card
+    if read.whole and not read.is_foreign:
+        return card | trusted(read.release)
     for other in models.names:
-        if models.release(other).takes_cut_outs is False:
-            line = other_line(ask(models, read.picture, other, explain=False))
-            if "part" in line:
-                card["knows"] = line
+        if read.is_foreign and models.release(other).takes_cut_outs is False:
+            card["knows"] = other_line(ask(models, read.picture, other, explain=False))
     return card
 
 
 def whole_words(read: Reading) -> str:
     """How many cells are whole, and how many the edge cuts."""
-    whole = len(read.whole)
-    cut = len(read.reading.cells) - whole
-    return f"{whole} whole white cell{'s' * (whole != 1)}{f', {cut} cut by the edge' * bool(cut)}"
+    whole = counted(len(read.whole), "whole white cells")
+    cut = len(read.reading.cells) - len(read.whole)
+    return f"{whole}, {cut} cut by the edge" if cut else whole
+
+
+def counted(count: int, things: str) -> str:
+    """A number of things, which are given in the plural."""
+    return f"{count} {things.removesuffix('s') if count == 1 else things}"
 
 
 def verdict(read: Reading) -> str:
@@ -224,9 +235,10 @@ def verdict(read: Reading) -> str:
         return words.FOREIGN_VERDICT
     parts = []
     for outcome, count in read.counts.items():
-        kind = cells_of(outcome) if outcome in labels else outcome_text(outcome)
-        parts.append(f"{count} {kind.removesuffix('s') if count == 1 else kind}")
-    return "Looks like " * (not read.counts.keys().isdisjoint(labels)) + ", ".join(parts)
+        parts.append(counted(count, cells_of(outcome)) if outcome in labels else f"{count} {outcome_text(outcome)}")
+    if set(read.counts) & set(labels):
+        return f"Looks like {', '.join(parts)}"
+    return ", ".join(parts)
 
 
 def caveats(read: Reading) -> list[str]:
@@ -250,23 +262,20 @@ def cell_size(cell: SmearCell) -> tuple[float, float]:
     return cell.nucleus_area / max(share, 1e-6), share
 
 
-def smear_tile(read: Reading, number: int) -> Tile:
+def smear_tile(read: Reading, number: int) -> Row:
     """A whole cell of a smear, beside its stage."""
     cell = read.reading.cells[number]
+    assert cell.prediction is not None
     picture = cut_out_cell(read, number)
     area, nucleus = cell_size(cell.cell)
-    called = outcome_text(cell.outcome)
-    if cell.prediction and cell.outcome in read.reading.labels:
-        called = f"{called} {words.percent(cell.prediction.probabilities[cell.outcome])}"
-    return Tile(
-        number=number,
-        picture=pictures.small(pictures.closer(picture.image, picture.zoom(pictures.FILLS_TILE))),
-        dark=picture.is_dark,
-        name=f"{called}, {area:.0f} µm², nucleus {words.percent(nucleus)} of it",
-        words=f"{number + 1} {called}",
-        colour=colour(cell.outcome, read.reading.labels),
-        differs=False,
-    )
+    caption = called(cell.outcome, cell.prediction.probabilities)
+    return {
+        **pictures.tile(picture.image, picture),
+        "number": number,
+        "name": f"{caption}, {area:.0f} µm², nucleus {words.percent(nucleus)} of it",
+        "words": f"{number + 1} {caption}",
+        "colour": colour(cell.outcome, read.reading.labels),
+    }
 
 
 def cut_out_cell(read: Reading, number: int) -> Picture:
@@ -281,17 +290,13 @@ def cut_out_cell(read: Reading, number: int) -> Picture:
 def open_cell(page: Page, visit: Visit, number: int | None) -> dict[Any, Any]:
     """Show a cell of the visit's smear in the tab of one cell."""
     read: Reading | None = visit.smear
-    if read is None or number is None or number not in read.whole:
+    if read is None or number not in read.whole:
         return {}
-    key = f"{read.picture.example or 'own'}-cell-{number + 1}-{visit.asked['smear']}"
-    visit.keep(key, cut_out_cell(read, number))
-    return {page.tabs: gr.Tabs(selected="cell"), page.cell: as_example(key)}
+    return open_as_cell(page, visit, cut_out_cell(read, number), read.picture.example, number)
 
 
-def smear_view(picture: Picture | None, read: Reading | None = None) -> SmearView:
+def smear_view(picture: Picture, read: Reading | None = None) -> SmearView:
     """A smear with a box for each cell; before it is read, without."""
-    if picture is None:
-        return SmearView()
     image = picture.on(EMPTY_SLIDE_RGB).image
     view = SmearView(
         picture=pictures.small(image, pictures.SMEAR_SIDE),
@@ -315,29 +320,31 @@ def box(read: Reading, number: int) -> Row:
     """Where a cell lies, and what it is."""
     cell = read.reading.cells[number]
     labels = read.reading.labels
-    left, top, right, bottom = (
-        100 * edge / side for edge, side in zip(cell.cell.box, read.picture.image.size * 2, strict=True)
-    )
+    width, height = read.picture.image.size
+    left, top, right, bottom = cell.cell.box
     outcome = cell.outcome if read.has_scale else AT_EDGE
-    mark = outcome if outcome in labels else {ABSTAIN: "?"}.get(outcome, "no class")
+    mark = outcome if outcome in labels else MARKS.get(outcome, "no class")
     return {
         "number": number,
         "words": f"{number + 1} {mark}",
         "colour": colour(outcome, labels),
         "whole": number in read.whole,
         # A word above a cell at the upper edge would lie outside the picture.
-        "place": "below" if top < 6 else "",
-        "left": left,
-        "top": top,
-        "width": right - left,
-        "height": bottom - top,
+        "place": "below" if top / height < WORD_HEIGHT else "",
+        "left": 100 * left / width,
+        "top": 100 * top / height,
+        "width": 100 * (right - left) / width,
+        "height": 100 * (bottom - top) / height,
     }
 
 
-def table_of(read: Reading) -> pd.DataFrame:
+def lines_of(read: Reading) -> list[Row]:
     """A line for each cell, as it is saved."""
-    table = pd.json_normalize(read.reading.to_dict()["cells"]).drop(
-        columns=["reasons", "probabilities"], errors="ignore"
-    )
-    sizes = [cell_size(cell.cell)[0] if cell.prediction else None for cell in read.reading.cells]
-    return table.assign(area_um2=np.array(sizes, float), model=read.reading.model, notice=RESEARCH_NOTICE)
+    lines = []
+    for cell in read.reading.cells:
+        line = cell.to_dict()
+        del line["reasons"]
+        line["probabilities"] = line["probabilities"] or {}
+        line["area_um2"] = cell_size(cell.cell)[0] if cell.prediction else None
+        lines.append({**line, "model": read.reading.model, "notice": RESEARCH_NOTICE})
+    return lines

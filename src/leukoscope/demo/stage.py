@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from leukoscope.demo import pictures
-from leukoscope.demo.answers import Answer, Row, colour
-from leukoscope.demo.pictures import Picture, Stage, Tile
+from leukoscope.demo.answers import Answer, called, colour
+from leukoscope.demo.pictures import Picture, Row, Stage
 from leukoscope.reports import words
 
 MAP_STATES = {True: "passed", False: "failed", None: "unchecked"}
@@ -56,38 +56,22 @@ def answered_stage(answer: Answer, others: Sequence[Row] = ()) -> Stage:
     return stage
 
 
-def tiles(answer: Answer) -> list[Tile]:
+def tiles(answer: Answer) -> list[Row]:
     """The eight orientations of a cell and, once they are known, its eight small changes."""
     picture = answer.picture
-    forms = list(
-        zip(
-            pictures.turned_views(picture.rgb),
-            words.ORIENTATION_NAMES,
-            answer.orientations,
-            answer.known.views,
-            strict=True,
-        )
-    )
+    turned = pictures.turned_views(picture.rgb)
+    forms = list(zip(turned, words.ORIENTATION_NAMES, answer.orientations, answer.known.views, strict=True))
     for changed in answer.known.changed:
         image = changed.change(picture.rgb, black=picture.on_black)
         name = changed.change.shows[:1].upper() + changed.change.shows[1:]
         forms.append((image, name, changed.decision, changed.probabilities))
-    zoom = picture.zoom(pictures.FILLS_TILE)
-    drawn = []
-    for number, (image, name, decision, shares) in enumerate(forms):
-        outcome = decision.outcome
-        caption = words.outcome_text(outcome)
-        if outcome in shares:
-            caption += f" {words.percent(shares[outcome])}"
-        drawn.append(
-            Tile(
-                number=number,
-                picture=pictures.small(pictures.closer(image, zoom)),
-                dark=picture.is_dark,
-                name=name,
-                words=caption,
-                colour=colour(outcome, answer.labels),
-                differs=outcome != answer.outcome,
-            )
-        )
-    return drawn
+    return [
+        {
+            **pictures.tile(image, picture),
+            "name": name,
+            "words": called(decision.outcome, shares),
+            "colour": colour(decision.outcome, answer.labels),
+            "differs": decision.outcome != answer.outcome,
+        }
+        for image, name, decision, shares in forms
+    ]

@@ -6,13 +6,12 @@ The folder of each upload has a random name that only its sender knows. Nothing 
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from leukoscope import RESEARCH_NOTICE, DataError
-from leukoscope.data.images import UnreadableImage, check_header, open_image
+from leukoscope.data.images import UnreadableImage, open_bytes
 from leukoscope.demo.pictures import Picture
 from leukoscope.files import disk_errors
 
@@ -34,22 +33,15 @@ ANSWER_SECONDS = 300  # a program fetches the picture of its answer at once
 SWEEP_SECONDS = 60
 ANSWERS = "answers"
 FOLDER = "leukoscope-"  # how the names of folders of processes begin
+HANDED_OVER = "handed"  # what was given as a cell, as the strip of another tab calls it
 LOST = "This is no upload of yours, or it was deleted; give it again."
 
 _held: list[FileLock] = []  # of the folder of this process; a lock that is forgotten is released
 
 
-class Limit(NamedTuple):
-    """How many pixels a picture may have, what it should show, and how to shrink a larger one."""
-
-    pixels: int
-    shows: str
-    remedy: str
-
-
 # A crop of one cell is below 1 megapixel and a microscope's whole frame about 5.
-CELL_LIMIT = Limit(8_000_000, "one cell", "crop it to the cell")
-SMEAR_LIMIT = Limit(16_000_000, "a smear", "cut it into parts")
+CELL_PIXELS = 8_000_000
+SMEAR_PIXELS = 16_000_000
 
 
 class Upload(NamedTuple):
@@ -57,6 +49,11 @@ class Upload(NamedTuple):
 
     path: str
     name: str
+
+    @property
+    def is_zip(self) -> bool:
+        """Whether its name says so."""
+        return self.name.lower().endswith(".zip")
 
 
 class Chosen(NamedTuple):
@@ -68,7 +65,7 @@ class Chosen(NamedTuple):
     @property
     def is_batch(self) -> bool:
         """Whether the files belong into a batch: several, or a zip."""
-        return len(self.files) > 1 or any(file.name.lower().endswith(".zip") for file in self.files)
+        return len(self.files) > 1 or any(file.is_zip for file in self.files)
 
 
 def own_folder(root: Path | None = None) -> Path:
@@ -131,40 +128,30 @@ def uploaded(path: object) -> Path:
     raise DataError(LOST)
 
 
-def delete(paths: Iterable[object]) -> None:
-    """Delete these uploads and nothing else: a visitor may name any file."""
-    for path in paths:
-        with suppress(OSError, DataError):
-            file = uploaded(path)
-            file.unlink()
-            file.parent.rmdir()  # without other files of the same upload
-            file.parent.parent.rmdir()
+def delete(path: object) -> None:
+    """Delete this upload and nothing else: a visitor may name any file."""
+    with suppress(OSError, DataError):
+        file = uploaded(path)
+        file.unlink()
+        file.parent.rmdir()  # without other files of the same upload
+        file.parent.parent.rmdir()
 
 
-def read_picture(upload: Upload, limit: Limit) -> Picture:
+def read_picture(upload: Upload, max_pixels: int) -> Picture:
     """An uploaded picture, upright and fully in memory; its file is deleted in any case.
 
     Raises:
-        UnreadableImage: over 20 MB or the limit, or for any reason of `open_image`.
+        UnreadableImage: over 20 MB or so many pixels, or for any reason of `open_bytes`.
         DataError: no upload.
     """
     file = uploaded(upload.path)
     name = file_name(upload.name or file.name)
     try:
         if file.stat().st_size > MAX_BYTES:
-            raise UnreadableImage(f"{name}: is over {MAX_BYTES // 2**20} MB; {limit.remedy}")
-        size = check_header(file)
-        if math.prod(size) > limit.pixels:
-            raise UnreadableImage(
-                f"{name}: is {size[0]}×{size[1]} pixels, more than the {limit.pixels // 1_000_000} megapixels "
-                f"{limit.shows} may take here; {limit.remedy}"
-            )
-        return Picture(open_image(file, ground=None), name)
-    except UnreadableImage as error:
-        # The folders of this machine mean nothing to a visitor.
-        raise UnreadableImage(str(error).replace(str(file), name)) from None
+            raise UnreadableImage(f"{name}: is over {MAX_BYTES // 2**20} MB; crop it, or save it smaller")
+        return Picture(open_bytes(file.read_bytes(), name, max_pixels=max_pixels, ground=None), name)
     finally:
-        delete([file])
+        delete(file)
 
 
 def file_name(path: str) -> str:
@@ -213,60 +200,53 @@ class Visit:
     """What one visitor gave, in memory only: at most `MAX_KEPT` bytes of pixels, for at most two hours.
 
     Attributes:
-        asked: number of the newest question of each tab: an older one stops.
+        asked: tab → number of its newest question: an older one stops.
+        wanted: tab → number of the cell that the page's address opens there, until it is opened.
+        handed: tab → what was given as a cell and belongs there.
         cell: the cell that is asked about.
-        handed: what was given in one tab and belongs into another.
-        smear_picture, smear: the smear that is shown, and its reading, whose cells can be opened.
-        given, batch: the files of a batch that is about to be read, and its result, whose cells can be opened.
-        stopped: number of the question about a batch that was stopped.
+        smear_picture, smear: the smear on its stage, and its reading, whose cells can be opened.
+        batch_files, batch: what a batch is read from, and its result, whose cells can be opened.
+        is_batch_stopped: whether the rest of the batch is left out.
     """
 
     def __init__(self) -> None:
-        self.asked: dict[str, int] = {}
+        self.asked: Counter[str] = Counter()
+        self.wanted: dict[str, int] = {}
+        self.handed: dict[str, Chosen] = {}
         self.cell: Picture | None = None
-        self.handed: Any = None
         self.smear_picture: Picture | None = None
         self.smear: Any = None
-        self._opened: dict[str, str] = {}
-        self.given: Any = None
+        self.batch_files: Chosen | None = None
         self.batch: Any = None
-        self.stopped = 0
+        self.is_batch_stopped = False
         self._pictures: dict[str, tuple[float, Picture]] = {}
 
-    def ask(self, tab: str) -> int:
-        """Begin a question, which stops the one before."""
-        self.asked[tab] = self.asked.get(tab, 0) + 1
-        return self.asked[tab]
-
-    def is_newest(self, tab: str, number: int) -> bool:
-        """Whether nothing was asked since."""
-        return self.asked.get(tab) == number
-
-    def wanted(self, tab: str, chosen: Chosen) -> int | None:
-        """Number of the cell that the page's address opens from what was chosen, once; None for none."""
-        _, _, number = chosen.example.partition("-open-")
-        is_new = self._opened.get(tab) != chosen.example
-        self._opened[tab] = chosen.example
-        return int(number) - 1 if number.isdecimal() and is_new else None
+    def chosen(self, tab: str, value: Any) -> Chosen:
+        """What the strip of a tab was given, there or as a cell; errors as of `as_chosen`."""
+        chosen = as_chosen(value)
+        if not chosen.example.startswith(HANDED_OVER):
+            return chosen
+        if tab not in self.handed:
+            raise DataError(LOST)
+        return self.handed[tab]
 
     def keep(self, key: str, picture: Picture) -> None:
         """Keep a picture, and forget the oldest beyond the limit."""
         self._pictures.pop(key, None)
         self._pictures[key] = (time.monotonic(), picture)
-        while len(self._pictures) > 1 and sum(kept.bytes for _, kept in self._pictures.values()) > MAX_KEPT:
+        while len(self._pictures) > 1 and sum(picture.bytes for _, picture in self._pictures.values()) > MAX_KEPT:
             del self._pictures[next(iter(self._pictures))]
 
     def picture(self, key: str) -> Picture | None:
         """A picture that was kept; None where there is none."""
-        for name in [*self._pictures]:
-            if time.monotonic() - self._pictures[name][0] > KEPT_SECONDS:
-                del self._pictures[name]
-        return self._pictures[key][1] if key in self._pictures else None
+        oldest = time.monotonic() - KEPT_SECONDS
+        self._pictures = {name: timed for name, timed in self._pictures.items() if timed[0] > oldest}
+        return self._pictures.get(key, (0, None))[1]
 
-    def read(self, upload: Upload, limit: Limit) -> Picture:
+    def read(self, upload: Upload, max_pixels: int) -> Picture:
         """A picture of an upload: as it was kept, or from its file, which is then deleted; errors as `read_picture`."""
         picture = self.picture(upload.path)
         if picture is None:
-            picture = read_picture(upload, limit)
+            picture = read_picture(upload, max_pixels)
             self.keep(upload.path, picture)
         return picture
