@@ -8,10 +8,10 @@ from asked import ROOT, release
 from leukoscope.demo.evidence import (
     INTRODUCTION,
     MAX_CARD,
-    about,
     card_of,
     changes_of,
     clean_card,
+    facts_of,
     measurements,
     people_of,
 )  # fmt: skip
@@ -40,7 +40,7 @@ def test_every_person_is_a_dot_and_every_kind_of_change_a_line() -> None:
 def test_at_most_250_words_stand_before_the_card() -> None:
     models = Models(find_releases(ROOT / "model_card"))
     for name in models.names:
-        shown = [INTRODUCTION, about(models.release(name)), " ".join(measurements(models)["tested on"])]
+        shown = [INTRODUCTION, facts_of(models.release(name)), " ".join(measurements(models)["tested on"])]
         plot = people_of(models.release(name))
         shown += [plot["axis"], *(f"{row['cells']} {row['words']} {row['detail']}" for row in plot["people"])]
         shown += [str(word) for word in changes_of(models.release(name)).get("shown", [])]

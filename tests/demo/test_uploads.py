@@ -102,24 +102,22 @@ def test_files_go_after_their_time(own_uploads: Path) -> None:
 
 PROCESS = """
 import os, sys
-from pathlib import Path
 from leukoscope.demo import uploads
-folder = uploads.own_folder(Path(sys.argv[1]))
+folder = uploads.own_folder()
 (folder / "unread.png").touch()
 print(folder, flush=True)
-if sys.argv[2] == "dies":
+if sys.argv[1] == "dies":
     os._exit(9)
 """
 
 
 def test_the_folder_of_a_process_goes_with_it_or_at_the_next_start(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "GRADIO_TEMP_DIR": str(tmp_path)}
+
     def run(how: str) -> Path:
-        command = [sys.executable, "-c", PROCESS, str(tmp_path), how]
-        return Path(
-            subprocess.run(
-                command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True
-            ).stdout.strip()
-        )
+        command = [sys.executable, "-c", PROCESS, how]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return Path(ended.stdout.strip())
 
     dead = run("dies")
     assert (dead / "unread.png").exists()

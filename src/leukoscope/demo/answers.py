@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import pandas as pd
 from typing_extensions import TypedDict
@@ -162,8 +161,8 @@ def other_lines(models: Models, picture: Picture, name: str) -> Iterator[Row]:
                 yield {"name": other, "model": words.short_name(other), "words": str(error)}
 
 
-def cell_card(answer: Answer, others: Sequence[Row] = (), *, is_complete: bool = True) -> Card:
-    """A model's answer about a cell as data; it is complete once every other model has answered, too."""
+def cell_card(answer: Answer, others: Sequence[Row] = ()) -> Card:
+    """A model's answer about a cell as data; what is still checked cannot be saved."""
     card = trusted(answer.release) | Card(
         model=words.short_name(answer.model),
         maps="its maps passed our checks" if answer.maps_passed else "",
@@ -183,8 +182,10 @@ def cell_card(answer: Answer, others: Sequence[Row] = (), *, is_complete: bool =
         shares = sorted(answer.known.probabilities.items(), key=lambda share: (share[0] != answer.called, -share[1]))
         card["parts"] = [part(label, share, answer.labels) for label, share in shares]
         card["checks"] = checks(answer)
-    if is_complete:
-        card["saved"] = as_json({**answer.known.to_dict(), "verdict": verdict(answer), "caveats": caveats(answer)})
+    if not card["checking"]:
+        saved = {**answer.known.to_dict(), "verdict": verdict(answer), "caveats": caveats(answer)}
+        content = json.dumps(saved, indent=1, ensure_ascii=False).encode()
+        card["saved"] = data_uri("application/json", content)
         card["saved_name"] = "leukoscope-answer.json"
     return card
 
@@ -310,11 +311,6 @@ def measurement(row: words.TrustRow, labels: Sequence[str]) -> Row:
     """A measurement in full, with its intervals."""
     meters = [{**asdict(meter), "name": meter.name, "colour": colour(meter.label, labels)} for meter in row.meters]
     return {"name": row.name, "caveat": row.caveat, "meters": meters}
-
-
-def as_json(data: dict[str, Any]) -> str:
-    """Data as a file of JSON that a link holds."""
-    return data_uri("application/json", json.dumps(data, indent=1, ensure_ascii=False).encode())
 
 
 def as_csv(lines: Sequence[Row]) -> str:

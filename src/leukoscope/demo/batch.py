@@ -26,7 +26,7 @@ INVITATION = Plot(
         "and subject) and, where known, classes (label)."
     ],
 )
-SHOWN_COLUMNS = ["file", "subject", "outcome", "label"]  # of the table that is shown, before the probabilities
+SHOWN_COLUMNS = ["file", "subject", "outcome", "label"]  # of the table on the page, before the probabilities
 
 
 def batch_tab(page: Page) -> None:
@@ -87,13 +87,13 @@ def batch_tab(page: Page) -> None:
         """Leave out what is not read yet."""
         visit.is_batch_stopped = True
 
-    shown = [plot, table, page.tabs, page.cell, page.visit]
-    started = page.batch.change(start, [page.batch, page.visit], shown, **STARTING_EVENT)
+    outputs = [plot, table, page.tabs, page.cell, page.visit]
+    started = page.batch.change(start, [page.batch, page.visit], outputs, **STARTING_EVENT)
     queue: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "batch"}
-    started.success(read, [page.model, by_folder, page.visit], shown, **queue, **ANSWERING_EVENT)
-    plot.select(press, page.visit, shown, **PRIVATE_EVENT)
+    started.success(read, [page.model, by_folder, page.visit], outputs, **queue, **ANSWERING_EVENT)
+    plot.select(press, page.visit, outputs, **PRIVATE_EVENT)
     plot.stop(stop, page.visit, None, **STARTING_EVENT)
-    table.select(press_row, page.visit, shown, **PRIVATE_EVENT)
+    table.select(press_row, page.visit, outputs, **PRIVATE_EVENT)
 
 
 def results(models: Models, model: str, chosen: Chosen, by_folder: bool, visit: Visit) -> Iterator[BatchResult]:

@@ -96,10 +96,10 @@ def cell_tab(page: Page) -> None:
 
     changed = [page.cell.change, page.model.change]
     gr.on(changed, None, [page.cell, page.model], js=KEEP_IN_ADDRESS)
-    shown = [card, stage, page.tabs, page.smear, page.batch, page.visit]
-    started = gr.on(changed, start, [page.cell, page.visit], shown, **STARTING_EVENT)
+    outputs = [card, stage, page.tabs, page.smear, page.batch, page.visit]
+    started = gr.on(changed, start, [page.cell, page.visit], outputs, **STARTING_EVENT)
     queue: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "cell"}
-    started.success(answer, [page.cell, page.model, page.visit], shown, **queue, **ANSWERING_EVENT)
+    started.success(answer, [page.cell, page.model, page.visit], outputs, **queue, **ANSWERING_EVENT)
     gr.on([card.input, stage.input], chosen_model, page.model, page.model, **PRIVATE_EVENT)
     stage.submit(go_back, None, page.tabs, **PRIVATE_EVENT)
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import cells_of
-from leukoscope.demo.answers import colour, measurement
+from leukoscope.demo.answers import colour
 from leukoscope.demo.cell import PRIVATE_EVENT, Page
 from leukoscope.demo.components import PeoplePlot
 from leukoscope.demo.models import Models
@@ -62,7 +62,7 @@ def evidence_tab(page: Page, opened: gr.Tab) -> None:
             return measurements(models), str(error), Plot(), gr.Dataframe(visible=False), ""
         table = changes_of(release)
         worst = gr.Dataframe(table, visible=not table.empty)
-        return measurements(models), about(release), people_of(release), worst, card_of(release)
+        return measurements(models), facts_of(release), people_of(release), worst, card_of(release)
 
     gr.on(
         [opened.select, page.model.change],
@@ -85,15 +85,12 @@ def measurements(models: Models) -> pd.DataFrame:
             continue
         further, own = words.trust_rows(release.metrics)
         for row, cells in ((further, cells_per_person(release)), (own, "")):
-            measured = measurement(row, release.labels)
             tested = f"{row.name}{cells}" if row.meters else row.caveat
-            lines.append({"model": words.short_name(name), "tested on": tested, **recognised(measured)})
+            line = {"model": words.short_name(name), "tested on": tested}
+            for meter in row.meters:
+                line[f"{meter.label} of 100"] = f"{meter.share} ({meter.low}–{meter.high})"
+            lines.append(line)
     return pd.DataFrame(lines).fillna("")
-
-
-def recognised(measured: Row) -> dict[str, str]:
-    """Class → how many of 100 cells are recognised, with the interval."""
-    return {f"{of['label']} of 100": f"{of['share']} ({of['low']}–{of['high']})" for of in measured["meters"]}
 
 
 def cells_per_person(release: ReleaseInfo) -> str:
@@ -106,7 +103,7 @@ def cells_per_person(release: ReleaseInfo) -> str:
     return f", {further.cells} cells: {mean} of a person in the mean{f', at most 3 of {few} people' if few else ''}"
 
 
-def about(release: ReleaseInfo) -> str:
+def facts_of(release: ReleaseInfo) -> str:
     """What must be known of the chosen model's measurements, and where the code is."""
     lines = [
         f"### {words.short_name(release.name)}",
@@ -144,9 +141,14 @@ def people_of_class(labels: Sequence[str], label: str, subjects: Mapping[str, Su
     for place, (accuracy, name) in enumerate(tested):
         title = f"{name}: {hundred(accuracy)} of 100 of {subjects[name].cells} cells"
         dots.append(placed_dot(-1, accuracy, place, colour(label, labels), title))
-    recognised = f"{hundred(mean)} of 100 {cells_of(label)}"
-    about = {"words": recognised, "detail": "the mean over people", "colour": colour(label, labels)}
-    return {"name": label, "cells": f"{len(tested)} people", "dots": dots, **about}
+    return {
+        "name": label,
+        "cells": f"{len(tested)} people",
+        "dots": dots,
+        "words": f"{hundred(mean)} of 100 {cells_of(label)}",
+        "detail": "the mean over people",
+        "colour": colour(label, labels),
+    }
 
 
 def changes_of(release: ReleaseInfo) -> pd.DataFrame:

@@ -152,14 +152,14 @@ def smear_tab(page: Page, opened: gr.Tab) -> None:
         return as_example(SMEAR_NAME) if visit.smear_picture is None else gr.skip()
 
     opened.select(first_smear, page.visit, page.smear, **PRIVATE_EVENT)
-    shown = [card, stage, page.tabs, page.cell, page.visit]
+    outputs = [card, stage, page.tabs, page.cell, page.visit]
     changed = [page.smear.change, page.model.change]
-    started = gr.on(changed, start, [page.smear, page.visit], shown, **STARTING_EVENT)
-    scaled = stage.submit(set_scale, page.visit, shown, **STARTING_EVENT)
+    started = gr.on(changed, start, [page.smear, page.visit], outputs, **STARTING_EVENT)
+    scaled = stage.submit(set_scale, page.visit, outputs, **STARTING_EVENT)
     queue: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "smear"}
     for event in (started, scaled):
-        event.success(find_cells, [page.model, page.visit], shown, **queue, **ANSWERING_EVENT)
-    gr.on([stage.select, card.select], press, page.visit, shown, **PRIVATE_EVENT)
+        event.success(find_cells, [page.model, page.visit], outputs, **queue, **ANSWERING_EVENT)
+    gr.on([stage.select, card.select], press, page.visit, outputs, **PRIVATE_EVENT)
     card.input(chosen_model, page.model, page.model, **PRIVATE_EVENT)
 
 

@@ -68,29 +68,28 @@ class Chosen(NamedTuple):
         return len(self.files) > 1 or any(file.is_zip for file in self.files)
 
 
-def own_folder(root: Path | None = None) -> Path:
+def own_folder() -> Path:
     """Make the folder of this process, which goes when the process ends, and delete those of dead processes.
 
-    Args:
-        root: where it is made; None for GRADIO_TEMP_DIR or the system's folder of temporary files.
+    It is made in GRADIO_TEMP_DIR or the system's folder of temporary files.
 
     Raises:
         LeukoscopeError: it cannot be written there.
     """
-    root = root or Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
+    root = folder()
     with disk_errors(f"{root}: uploads cannot be written there", "set GRADIO_TEMP_DIR to a folder of yours"):
         root.mkdir(parents=True, exist_ok=True)
         for lock in root.glob(f"{FOLDER}*/lock"):
             # A process that lives holds its lock.
             with suppress(OSError, Timeout), FileLock(lock, timeout=0):
                 shutil.rmtree(lock.parent)
-        folder = Path(tempfile.mkdtemp(prefix=FOLDER, dir=root)).resolve()
-        own_lock = FileLock(folder / "lock")
+        own = Path(tempfile.mkdtemp(prefix=FOLDER, dir=root))
+        own_lock = FileLock(own / "lock")
         own_lock.acquire()
         _held.append(own_lock)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    return folder
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(own)
+    return own
 
 
 def folder() -> Path:
