@@ -44,7 +44,7 @@ GROUPS = {"audit": "evaluation", "benchmark": "evaluation", "split_check": "eval
 NODE_CEILINGS = {
     "cli": 10_438,
     "data": 33_251,
-    "demo": 21_038,
+    "demo": 21_017,
     "evaluation": 27_675,
     "hub": 3_456,
     "inference": 18_456,

@@ -119,6 +119,7 @@ def ask(models: Models, picture: Picture, name: str, *, explain: bool = True) ->
     Raises:
         LeukoscopeError: the model cannot be loaded, or the picture not be predicted.
     """
+    name = models.checked(name)
     key = (name, picture.example)
     answer = models.answers.get(key)
     if answer and (answer.known.views or not explain):
@@ -146,8 +147,8 @@ def steps(models: Models, picture: Picture, name: str) -> Iterator[Answer]:
         answer = ask(models, picture, name)
         yield answer
         answer = replace(answer, known=models.predictor(name).with_small_changes(answer.known))
-        if (name, picture.example) in models.answers:
-            models.answers[name, picture.example] = answer
+        if (answer.model, picture.example) in models.answers:
+            models.answers[answer.model, picture.example] = answer
         yield answer
 
 

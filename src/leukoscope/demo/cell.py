@@ -110,10 +110,9 @@ def answers(models: Models, picture: Picture, model: str) -> Iterator[tuple[Answ
     Raises:
         LeukoscopeError: the model gives no answer.
     """
-    model = models.checked(model)
     for answer in steps(models, picture, model):
         yield answer, []
-    yield answer, list(other_lines(models, picture, model))
+    yield answer, list(other_lines(models, picture, answer.model))
 
 
 def chosen_cell(chosen: Chosen, visit: Visit) -> Picture:

@@ -52,7 +52,7 @@ class Api:
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
         """
         picture = uploads.read_picture(_upload(image), CELL_PIXELS)
-        answer = ask(self._models, picture, self._models.checked(model))
+        answer = ask(self._models, picture, model)
         decision = {**answer.known.decision.to_dict(), "ood_score": answer.known.checks.ood_score, "map_check": None}
         grad_cam = None
         if answer.known.heatmaps and not answer.refused:
@@ -94,7 +94,7 @@ class Api:
             sent = [sent]
         with unpacked([_upload(file) for file in sent]) as folder:
             read = partial(read_folder, folder, by_folder=folders_are_people is True)
-            *_, result = predict_batch(self._models, self._models.checked(model), read)
+            *_, result = predict_batch(self._models, model, read)
         predictions = [result.prediction(name) for name in result.by_person]
         return {
             "cells": lines_of(result),
@@ -121,14 +121,14 @@ class Api:
         Args:
             model: a release that comes along, or a Hub id owner/name@revision; the first one when missing.
         """
-        return card_of(self._models.release(self._models.checked(model)))
+        return card_of(self._models.release(model))
 
     def _read(self, image: Any, model: str, um_per_pixel: Any) -> Reading:
         if not isinstance(um_per_pixel, int | float):
             raise DataError(f"um_per_pixel: expected a number, got {um_per_pixel!r:.60}")
         picture = uploads.read_picture(_upload(image), SMEAR_PIXELS)
         picture = replace(picture, um_per_pixel=um_per_pixel or None)
-        return read_cells(self._models, picture, self._models.checked(model))
+        return read_cells(self._models, picture, model)
 
 
 def add_endpoints(demo: gr.Blocks, models: Models) -> None:

@@ -57,7 +57,7 @@ def evidence_tab(page: Page, opened: gr.Tab) -> None:
     def show(model: str) -> tuple[Any, ...]:
         """The measurements of all models, and all of the chosen one."""
         try:
-            release = models.release(models.checked(model))
+            release = models.release(model)
         except LeukoscopeError as error:
             return measurements(models), str(error), Plot(), gr.Dataframe(visible=False), ""
         table = changes_of(release)

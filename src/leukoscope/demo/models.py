@@ -117,6 +117,7 @@ class Models:
 
     def release(self, name: str) -> ReleaseInfo:
         """What is known of a model, without loading the network of one that comes along; errors as of `predictor`."""
+        name = self.checked(name)
         if name in self.releases:
             return read_release(self.releases[name], name=name)
         return self.predictor(name).release

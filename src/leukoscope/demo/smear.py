@@ -125,7 +125,6 @@ def smear_tab(page: Page, opened: gr.Tab) -> None:
         if picture is None:
             return gr.skip()
         try:
-            model = page.models.checked(model)
             reading = read_cells(page.models, picture, model, lambda: visit.asked["smear"] != number)
             drawn = {card: smear_card(reading, page.models), stage: smear_view(picture, reading)}
         except LeukoscopeError as error:
@@ -178,6 +177,7 @@ def chosen_smear(chosen: Chosen, visit: Visit) -> Picture | None:
 
 def read_cells(models: Models, picture: Picture, model: str, stopped: Callable[[], bool] | None = None) -> Reading:
     """Find and classify the cells of a smear; errors as of `read_smear`."""
+    model = models.checked(model)
     predictor = models.predictor(model)
     picture = picture.on(EMPTY_SLIDE_RGB)
     reading = read_smear(
