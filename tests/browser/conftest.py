@@ -71,6 +71,12 @@ class Visit:
         """Wait until words are visible."""
         self.page.locator(f":visible:text({words!r})").first.wait_for()
 
+    def refused(self, words: str) -> None:
+        """Wait until nothing but these words is answered, for good."""
+        self.sees(words)
+        self.page.wait_for_timeout(1000)
+        self.sees(words)
+
     @property
     def is_no_wider_than_its_window(self) -> bool:
         """Whether nothing is cut off or scrolled at the right."""

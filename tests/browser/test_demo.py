@@ -58,7 +58,7 @@ def test_one_cell(visits: Visits, pictures: dict[str, Path], look: str) -> None:
     # Its stability, from the dots; the map, whose check stands there before it is looked at.
     page.locator("#cell-card .checks").click()
     assert page.locator("#cell-stage figure:visible").count() == 16
-    assert "failed" in visit.text("#cell-stage .pill")
+    assert "unreliable" in visit.text("#cell-stage .pill")
     page.locator("#cell-stage label:has([value=map])").click()
     visit.sees("do not read them")
     page.get_by_role("button", name="Show that of efficientnet-b3-cnmc").click()
@@ -80,8 +80,10 @@ def test_one_cell(visits: Visits, pictures: dict[str, Path], look: str) -> None:
     page.locator("#cell-stage .name", has_text="my ${1} cell.png").wait_for(state="attached")
     visit.answered()
     page.reload()
-    visit.sees("Your picture was not kept")
+    visit.refused("Your picture was not kept")
     assert page.locator("#cell-stage .cell img").count() == 0
+    page.set_input_files("#cell-strip .file >> nth=0", {"name": "a.png", "mimeType": "image/png", "buffer": b"none"})
+    visit.refused("a.png: is not an image")
 
 
 @looks
@@ -90,7 +92,7 @@ def test_a_smear(visits: Visits, pictures: dict[str, Path], look: str) -> None:
     page = visit.page
     visit.open("Smear")
     page.locator("#smear-card .cells button").nth(4).wait_for()
-    page.locator("#smear-stage summary", has_text="0.120 µm per pixel, as given").wait_for()
+    page.locator("#smear-stage summary", has_text="0.12 µm per pixel, as given").wait_for()
     assert page.locator("#smear-stage .field > button").count() == 5 and visit.is_no_wider_than_its_window
     page.locator("#smear-stage .field > button").first.click()
     page.locator("#cell-stage .name", has_text="Cell 1 of Synthetic smear").wait_for()
@@ -104,7 +106,21 @@ def test_a_smear(visits: Visits, pictures: dict[str, Path], look: str) -> None:
     page.locator("#smear-stage summary", has_text="from its red cells").click()
     page.locator("#smear-stage [name=um]").fill("0.2")
     page.locator("#smear-stage form button").click()
-    page.locator("#smear-stage summary", has_text="0.200 µm per pixel, as given").wait_for()
+    page.locator("#smear-stage summary", has_text="0.2 µm per pixel, as given").wait_for()
+
+
+def test_a_smear_given_as_a_cell_stands_where_the_synthetic_one_would(
+    visits: Visits, pictures: dict[str, Path]
+) -> None:
+    visit = visits()
+    page = visit.page
+    page.set_input_files("#cell-strip .file >> nth=0", pictures["smear"])
+    page.locator("#smear-card .cells button").first.wait_for()
+    page.wait_for_timeout(1000)
+    assert visit.text("#smear-stage .name") == "smear.png"
+    page.wait_for_url(lambda url: "own=1" in url and "tab=smear" in url)
+    page.reload()
+    visit.refused("Your picture was not kept")
 
 
 @looks

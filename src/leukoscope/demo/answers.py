@@ -176,8 +176,10 @@ def cell_card(answer: Answer, others: Sequence[Row] = ()) -> Card:
         more=more(answer),
     )
     if answer.refused:
-        knowing = [line for line in others if "part" in line]
-        card["knows"] = knowing[0] if knowing else {}
+        for line in others:
+            if "part" in line:
+                card["knows"] = line
+                break
     else:
         # The class decided on comes first, then the others, most probable first.
         shares = sorted(answer.known.probabilities.items(), key=lambda share: (share[0] != answer.called, -share[1]))
@@ -204,7 +206,7 @@ def verdict(answer: Answer) -> str:
     if answer.is_stable is None:
         return f"{answer.called} {words.percent(share)}, checking …"
     if answer.is_stable:
-        return f"{words.class_words(share)} {words.one(answer.called)}"
+        return f"Looks like {words.one(answer.called)}"
     return f"Leans towards {words.one(answer.called)}, not stable"
 
 
@@ -259,11 +261,12 @@ def checks(answer: Answer) -> list[Row]:
         "turned and mirrored": answer.orientations,
         "slightly changed": [changed.decision for changed in answer.known.changed],
     }
+    agree = "agree" if answer.gives_class else "are not sure either"
     rows = []
     for form, decisions in forms.items():
         colours = [colour(decision.outcome, answer.labels) for decision in decisions]
         agreeing = sum(decision.outcome == answer.outcome for decision in decisions)
-        caption = f"{agreeing} of {len(decisions)} agree, {form}" if decisions else f"{form} …"
+        caption = f"{agreeing} of {len(decisions)} {agree}, {form}" if decisions else f"{form} …"
         rows.append({"colours": colours or ["unknown"] * 8, "words": caption})
     return rows
 
@@ -304,7 +307,7 @@ def trusted(release: ReleaseInfo) -> Card:
     measured = [measurement(row, release.labels) for row in words.trust_rows(release.metrics) if row.meters]
     if not measured:
         return Card(people="Not measured on people whom it had not seen.", meters=[], measured=[])
-    people = f"Of 100 cells of {measured[0]['name']}, recognised:"
+    people = f"Of 100 cells of each class of {measured[0]['name']}, most probable class right:"
     return Card(people=people, meters=measured[0]["meters"], measured=measured)
 
 

@@ -10,6 +10,8 @@ from leukoscope import RESEARCH_NOTICE
 from leukoscope.demo.batch import batch_tab
 from leukoscope.demo.cell import (
     ADDRESS_IS_READ,
+    KEEP_IN_ADDRESS,
+    KEEP_MODEL_IN_ADDRESS,
     PEOPLE_NAME,
     PRIVATE_EVENT,
     TAB_NAMES,
@@ -75,6 +77,9 @@ def build(models: Models) -> gr.Blocks:
                 batch_tab(page)
             with gr.Tab("Evidence", id="evidence") as evidence:
                 evidence_tab(page, evidence)
+        for strip in strips:
+            strip.change(None, strip, js=KEEP_IN_ADDRESS)
+        model.change(None, model, js=KEEP_MODEL_IN_ADDRESS)
         for tab, name in zip((cell, smear, batch, evidence), TAB_NAMES, strict=True):
             tab.select(None, js=keep_tab(name))
         with gr.Column(elem_id="foot"):

@@ -17,6 +17,7 @@ from leukoscope.demo.files import read_folder, sample_batch, unpacked
 from leukoscope.demo.models import Models
 from leukoscope.demo.people import MAX_BATCH_KEPT, BatchResult, Plot, lines_of, opened, plot_of, predict_batch
 from leukoscope.demo.uploads import Chosen, Visit
+from leukoscope.reports import words
 
 SECONDS_BETWEEN = 0.7  # two steps that are shown: a plot of many cells is large
 INVITATION = Plot(
@@ -33,7 +34,7 @@ def batch_tab(page: Page) -> None:
     """Build the tab."""
     plot = PeoplePlot(INVITATION, elem_id="people")
     page.batch.render()  # type: ignore[no-untyped-call]
-    by_folder = gr.Checkbox(label="One folder a person", container=False, elem_id="by-folder")
+    by_folder = gr.Checkbox(label="One folder a person, in what is given next", container=False, elem_id="by-folder")
     table = gr.Dataframe(
         interactive=False, max_height=360, show_search="filter", label="Every cell", visible=False, elem_id="cells"
     )
@@ -54,6 +55,7 @@ def batch_tab(page: Page) -> None:
         """The results so far, again and again, until they are stopped or something else is asked."""
         number = visit.asked["batch"]
         drawn_at = 0.0
+        yield {page.visit: visit}  # outputs of a generator that yields nothing are emptied
         if visit.batch_files is None:
             return
         try:
@@ -83,6 +85,14 @@ def batch_tab(page: Page) -> None:
                 return open_cell(page, visit, number)
         return gr.skip()
 
+    def other_model(model: str, visit: Visit) -> Any:
+        """Say whose answers are shown: the files are deleted, so another model cannot be asked about them."""
+        if visit.batch is None:
+            return gr.skip()
+        asked = words.short_name(visit.batch.release.name)
+        caveat = f"Answers of {asked}. Give the pictures again to ask {words.short_name(model)}."
+        return plot_of(visit.batch) | Plot(caveats=[caveat])
+
     def stop(visit: Visit) -> None:
         """Leave out what is not read yet."""
         visit.is_batch_stopped = True
@@ -91,6 +101,7 @@ def batch_tab(page: Page) -> None:
     started = page.batch.change(start, [page.batch, page.visit], outputs, **STARTING_EVENT)
     queue: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "batch"}
     started.success(read, [page.model, by_folder, page.visit], outputs, **queue, **ANSWERING_EVENT)
+    page.model.change(other_model, [page.model, page.visit], plot, **PRIVATE_EVENT)
     plot.select(press, page.visit, outputs, **PRIVATE_EVENT)
     plot.stop(stop, page.visit, None, **STARTING_EVENT)
     table.select(press_row, page.visit, outputs, **PRIVATE_EVENT)

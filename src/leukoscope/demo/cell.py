@@ -15,24 +15,29 @@ from leukoscope.demo.components import CellStage, PictureStrip, VerdictCard
 from leukoscope.demo.models import Models
 from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, Picture, Row, Stage, examples
 from leukoscope.demo.stage import answered_stage, cell_stage
-from leukoscope.demo.uploads import HANDED_OVER, SMEAR_PIXELS, Chosen, Visit, as_chosen, as_example
+from leukoscope.demo.uploads import HANDED_OVER, LOST_AT_RELOAD, OWN, SMEAR_PIXELS, Chosen, Visit, as_chosen, as_example
 from leukoscope.inference.prediction import NOT_A_CELL
 
 PEOPLE_NAME = "people"
 TAB_NAMES = ("cell", "smear", "batch", "evidence")
 CELL_WAITING = Card(waiting="Asking the model …")
-LOST_AT_RELOAD = "Your picture was not kept when the page was loaded again. Give it again, or choose an example."
 PRIVATE_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 STARTING_EVENT = {**PRIVATE_EVENT, "concurrency_limit": None, "trigger_mode": "always_last"}
 ANSWERING_EVENT = {**PRIVATE_EVENT, "trigger_mode": "multiple"}
 # The address names what can be opened again by it: of an own picture only that there was one.
-KEEP_IN_ADDRESS = """(chosen, model) => {
+KEEP_IN_ADDRESS = """(chosen) => {
   const address = new URL(location);
-  const [example, , cell] = (chosen?.example ?? "").split("-");
-  const values = {example, cell, model, own: chosen?.files?.length || example === "own" ? "1" : ""};
-  for (const [name, value] of Object.entries(values)) {
-    value && value !== "own" ? address.searchParams.set(name, value) : address.searchParams.delete(name);
+  const [example, , cell] = (chosen.example ?? "").split("-");
+  const isOwn = chosen.files?.length || ["own", "handed"].includes(example);
+  const values = isOwn ? { own: "1" } : { example, cell };
+  for (const name of ["example", "cell", "own"]) {
+    values[name] ? address.searchParams.set(name, values[name]) : address.searchParams.delete(name);
   }
+  history.replaceState(null, "", address);
+}"""
+KEEP_MODEL_IN_ADDRESS = """(model) => {
+  const address = new URL(location);
+  address.searchParams.set("model", model);
   history.replaceState(null, "", address);
 }"""
 
@@ -69,7 +74,7 @@ def cell_tab(page: Page) -> None:
         visit.asked["cell"] += 1
         visit.cell = None
         try:
-            chosen = as_chosen(strip)
+            chosen = visit.chosen("cell", strip)
             if chosen.is_batch:
                 return {page.visit: visit, **hand_over(page, visit, "batch", chosen)}
             visit.cell = chosen_cell(chosen, visit)
@@ -80,6 +85,7 @@ def cell_tab(page: Page) -> None:
     def answer(strip: Any, model: str, visit: Visit) -> Iterator[dict[Any, Any]]:
         """What the model says, again and again as more is known; ends once something else is asked."""
         number = visit.asked["cell"]
+        yield {page.visit: visit}  # outputs of a generator that yields nothing are emptied
         if visit.cell is None:
             return
         try:
@@ -95,7 +101,6 @@ def cell_tab(page: Page) -> None:
                 yield {card: Card(problem=str(error))}
 
     changed = [page.cell.change, page.model.change]
-    gr.on(changed, None, [page.cell, page.model], js=KEEP_IN_ADDRESS)
     outputs = [card, stage, page.tabs, page.smear, page.batch, page.visit]
     started = gr.on(changed, start, [page.cell, page.visit], outputs, **STARTING_EVENT)
     queue: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "cell"}
@@ -139,7 +144,7 @@ def hand_over(page: Page, visit: Visit, tab: str, chosen: Chosen) -> dict[Any, A
 
 def open_as_cell(page: Page, visit: Visit, picture: Picture, source: str, number: int) -> dict[Any, Any]:
     """Show a cell of a smear or batch in the tab of one cell; its source is an example, or "" for what was given."""
-    key = f"{source or 'own'}-cell-{number + 1}-{visit.asked[picture.back]}"
+    key = f"{source or OWN}-cell-{number + 1}-{visit.asked[picture.back]}"
     visit.keep(key, picture)
     return {page.tabs: gr.Tabs(selected="cell"), page.cell: as_example(key)}
 
@@ -164,22 +169,21 @@ def open_address(page: Page, visit: Visit, request: gr.Request) -> dict[Any, Any
     """Open what the page's address names: an example, the model and the tab; by default the first cell."""
     asked = request.query_params
     name = asked.get("example", "")
-    tab = {SMEAR_NAME: "smear", PEOPLE_NAME: "batch"}.get(name, "cell")
+    tab_of_example = {SMEAR_NAME: "smear", PEOPLE_NAME: "batch"}.get(name, "cell")
     number = asked.get("cell", "")
     if number.isdecimal():
-        visit.wanted[tab] = int(number) - 1
-    cell = name if name in CELL_NAMES else CELL_NAMES[0]
-    if asked.get("own") and not name:
-        cell = "own"
-    opened: dict[Any, Any] = {page.cell: as_example(cell), page.model: next(iter(page.models.names), "")}
+        visit.wanted[tab_of_example] = int(number) - 1
+    opened: dict[Any, Any] = {page.cell: as_example(CELL_NAMES[0]), page.model: next(iter(page.models.names), "")}
     with suppress(LeukoscopeError):
         opened[page.model] = page.models.checked(asked.get("model"))
-    if tab == "smear":
-        opened[page.smear] = as_example(name)
-    if tab == "batch":
-        opened[page.batch] = as_example(name)
-    if asked.get("tab", tab) in TAB_NAMES:
-        opened[page.tabs] = gr.Tabs(selected=asked.get("tab", tab))
+    tab = asked.get("tab", tab_of_example)
+    if tab in TAB_NAMES:
+        opened[page.tabs] = gr.Tabs(selected=tab)
+    strips = {"cell": page.cell, "smear": page.smear, "batch": page.batch}
+    if name in (*CELL_NAMES, SMEAR_NAME, PEOPLE_NAME):
+        opened[strips[tab_of_example]] = as_example(name)
+    elif asked.get("own") and tab in strips:
+        opened[strips[tab]] = as_example(OWN)
     return opened
 
 
@@ -192,6 +196,8 @@ def keep_tab(tab: str) -> str:
     name = json.dumps("" if tab == TAB_NAMES[0] else tab)
     return f"""() => {{
   if (!window.leukoscopeAddressIsRead) return;
+  // Keys go on from here, where what was pressed is in another tab.
+  setTimeout(() => document.activeElement === document.body && document.querySelector("[role=tab].selected")?.focus());
   const address = new URL(location);
   {name} ? address.searchParams.set("tab", {name}) : address.searchParams.delete("tab");
   history.replaceState(null, "", address);

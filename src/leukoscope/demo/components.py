@@ -29,7 +29,7 @@ class Drawn(gr.HTML):
             value,
             html_template=read_part(f"{name}.html"),
             css_template=read_part(f"{name}.css"),
-            js_on_load=read_part(f"{name}.js"),
+            js_on_load=read_part("shared.js") + read_part(f"{name}.js"),
             apply_default_css=False,
             **options,
         )

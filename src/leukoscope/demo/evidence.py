@@ -25,7 +25,8 @@ from leukoscope.reports.tables import hundred
 
 INTRODUCTION = """
 ## How good are they?
-Of 100 cells of each class, how many are recognised, with 95 % intervals over people. **Further people** come first:
+Of 100 cells of each class, for how many the most probable class is right, with
+95 % intervals over people. **Further people** come first:
 people whose cells no weights were trained on.
 """
 MAX_CARD = 100_000  # characters; a stranger's card may be of any length
@@ -85,12 +86,13 @@ def measurements(models: Models) -> pd.DataFrame:
             continue
         further, own = words.trust_rows(release.metrics)
         for row, cells in ((further, cells_per_person(release)), (own, "")):
-            tested = f"{row.name}{cells}" if row.meters else row.caveat
-            line = {"model": words.short_name(name), "tested on": tested}
+            line = {"model": words.short_name(name)}
             for meter in row.meters:
                 line[f"{meter.label} of 100"] = f"{meter.share} ({meter.low}–{meter.high})"
+            line["tested on"] = f"{row.name}{cells}" if row.meters else row.caveat
             lines.append(line)
-    return pd.DataFrame(lines).fillna("")
+    table = pd.DataFrame(lines).fillna("–")
+    return table[[*table.columns.drop("tested on"), "tested on"]]
 
 
 def cells_per_person(release: ReleaseInfo) -> str:

@@ -38,7 +38,7 @@ SAMPLE_PEOPLE = {"ALL": 6, "HEM": 5}
 SAMPLE_CELLS = 56
 PEOPLE_UNKNOWN = (
     "Whose cells these are is not known: add a metadata.csv with the columns file_name and subject, or tick “One "
-    "folder a person”."
+    "folder a person” and give them again."
 )
 # What unpacking a damaged zip raises, or one that holds a file and a folder of the same name.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, FileExistsError, NotADirectoryError,

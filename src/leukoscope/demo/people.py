@@ -111,12 +111,12 @@ class BatchResult:
 
     @property
     def sentences(self) -> list[str]:
-        """How many cells of known classes are recognised, what is not known, and what cannot be used."""
+        """How many cells of known classes were given them, what is not known, and what cannot be used."""
         of_class = Counter(cell.label for cell in self.cells)
-        right = Counter(cell.label for cell in self.cells if cell.prediction.most_probable == cell.label)
+        right = Counter(cell.label for cell in self.cells if cell.prediction.outcome == cell.label)
         labels = [label for label in self.release.labels if of_class[label]]
         parts = [f"{right[label]} of {of_class[label]} {cells_of(label)}" for label in labels]
-        recognised = [f"Recognised: {', '.join(parts)}."] if parts else []
+        recognised = [f"Given their class: {', '.join(parts)}."] if parts else []
         return [*recognised, *self.notes, *self.problems]
 
 
@@ -191,7 +191,7 @@ def plot_of(result: BatchResult) -> Plot:
         notes[MAX_NOTES:] = [f"{len(notes) - MAX_NOTES} more could not be used."]
     return Plot(
         model=words.short_name(result.release.name),
-        title=f"{stopped}{result.done} of {result.total} pictures read",
+        title=f"{stopped}{len(result.cells)} of {result.total} pictures read",
         reading=result.is_reading,
         share=round(100 * result.done / max(1, result.total), 1),
         caveats=result.caveats,
@@ -220,13 +220,15 @@ def person_words(prediction: SubjectPrediction) -> Row:
     """What a model says of a person, and why or how surely: it leans where most of its cells are not sure."""
     rule = prediction.rule
     if prediction.outcome == TOO_FEW_CELLS:
-        detail = f"{rule.least_cells - prediction.used} more are needed: {rule.least_cells} that it knows"
+        missing = rule.least_cells - prediction.used
+        detail = f"{missing} more cells are needed, like its training cells: {rule.least_cells} in all"
         return {"words": "Too few cells", "detail": detail}
     if prediction.outcome == OUT_OF_DISTRIBUTION:
         detail = f"{prediction.refused} of {prediction.cells} cells are unlike its training cells"
         return {"words": "No class", "detail": detail}
     low, high = prediction.interval or (0.0, 1.0)
-    detail = f"{prediction.positive_label} {prediction.probability or 0:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+    interval = f"{words.percent(low)} to {words.percent(high)}"
+    detail = f"{prediction.positive_label} {words.percent(prediction.probability or 0)}, 95 % interval {interval}"
     says = "Looks like"
     if 2 * prediction.abstained >= prediction.used:
         says = "Leans towards"

@@ -135,22 +135,24 @@ def smear_tab(page: Page, opened: gr.Tab) -> None:
         return drawn | open_cell(page, visit, visit.wanted.pop("smear", None))
 
     def set_scale(visit: Visit, event: gr.EventData) -> dict[Any, Any]:
-        """Read the smear again by the scale that was typed; 0 measures it."""
+        """Read the smear again by the scale that was typed; without one it is measured."""
         visit.asked["smear"] += 1
         um_per_pixel = pressed(event, "um", int | float)
         if visit.smear_picture is not None:
-            visit.smear_picture = replace(visit.smear_picture, um_per_pixel=um_per_pixel or None)
+            visit.smear_picture = replace(visit.smear_picture, um_per_pixel=um_per_pixel)
         return {card: SMEAR_WAITING, page.visit: visit}
 
     def press(visit: Visit, event: gr.EventData) -> dict[Any, Any]:
         """Open the cell that was pressed."""
         return open_cell(page, visit, pressed(event, "number", int)) or gr.skip()
 
-    def first_smear(visit: Visit) -> Any:
-        """The synthetic smear, where nothing was given."""
-        return as_example(SMEAR_NAME) if visit.smear_picture is None else gr.skip()
+    def first_smear(strip: Any, visit: Visit) -> Any:
+        """The synthetic smear, where nothing was given here or as a cell."""
+        if strip.get("example") or strip.get("files") or "smear" in visit.handed:
+            return gr.skip()
+        return as_example(SMEAR_NAME)
 
-    opened.select(first_smear, page.visit, page.smear, **PRIVATE_EVENT)
+    opened.select(first_smear, [page.smear, page.visit], page.smear, **PRIVATE_EVENT)
     outputs = [card, stage, page.tabs, page.cell, page.visit]
     changed = [page.smear.change, page.model.change]
     started = gr.on(changed, start, [page.smear, page.visit], outputs, **STARTING_EVENT)
@@ -208,7 +210,9 @@ def smear_card(read: Reading, models: Models) -> Card:
         return card | trusted(read.release)
     for other in models.names:
         if read.is_foreign and models.release(other).takes_cut_outs is False:
-            card["knows"] = other_line(ask(models, read.picture, other, explain=False))
+            line = other_line(ask(models, read.picture, other, explain=False))
+            if "part" in line:
+                card["knows"] = line
     return card
 
 
@@ -236,8 +240,6 @@ def verdict(read: Reading) -> str:
     parts = []
     for outcome, count in read.counts.items():
         parts.append(counted(count, cells_of(outcome)) if outcome in labels else f"{count} {outcome_text(outcome)}")
-    if set(read.counts) & set(labels):
-        return f"Looks like {', '.join(parts)}"
     return ", ".join(parts)
 
 
@@ -246,14 +248,17 @@ def caveats(read: Reading) -> list[str]:
     reading = read.reading
     lines = [*reading.smear.notes]
     if not read.has_scale:
-        lines.append(NO_SCALE)
+        lines = [NO_SCALE]
     elif read.is_foreign:
         alike = round((reading.in_distribution or 0) * len(read.whole))
         lines.append(
             f"{alike} of {len(read.whole)} cells are like the training cells; below {words.percent(FIELD_NEEDS)}, none "
             "gets a class. Another stain, microscope or kind of cell does that, or a wrong scale."
         )
-    return [*lines, *words.warnings(read.release.metrics, has_detector=reading.in_distribution is not None)]
+    elif set(read.counts) & set(reading.labels):
+        lines.append("Each cell was asked once: open one to see whether its class is stable.")
+    has_detector = not read.whole or reading.in_distribution is not None
+    return [*lines, *words.warnings(read.release.metrics, has_detector=has_detector)]
 
 
 def cell_size(cell: SmearCell) -> tuple[float, float]:
@@ -310,7 +315,7 @@ def smear_view(picture: Picture, read: Reading | None = None) -> SmearView:
     view["boxes"] = [box(read, number) for number in range(len(read.reading.cells))]
     scale = read.reading.smear.scale
     if read.has_scale and scale is not None:
-        view["scale"] = f"{scale.um_per_pixel:.3f} µm per pixel, {SOURCES[scale.source]}"
+        view["scale"] = f"{scale.um_per_pixel:.4g} µm per pixel, {SOURCES[scale.source]}"
         view["bar"] = 100 * SCALE_BAR / scale.um_per_pixel / image.width
         view["bar_words"] = f"{SCALE_BAR} µm"
     return view

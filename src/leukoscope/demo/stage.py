@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from leukoscope import RESEARCH_NOTICE
 from leukoscope.demo import pictures
 from leukoscope.demo.answers import Answer, called, colour
 from leukoscope.demo.pictures import Picture, Row, Stage
 from leukoscope.reports import words
 
-MAP_STATES = {True: "passed", False: "failed", None: "unchecked"}
+MAP_STATES = {True: "passed", False: "unreliable", None: "unchecked"}
 MAP_WORDS = {
     True: "This model’s maps passed our checks.",
     False: "This model’s maps failed our checks: do not read them.",
@@ -47,6 +48,8 @@ def answered_stage(answer: Answer, others: Sequence[Row] = ()) -> Stage:
         drawn = pictures.map_over(answer.picture, answer.known, answer.called, pictures.FINER_MAP)
         stage["map"] = pictures.small(drawn, max(drawn.size), quality=92)
         stage["map_label"] = answer.called
+        title = f"Map for {answer.called} by {words.short_name(answer.model)}"
+        stage["map_saved"] = "\n".join((title, stage["map_words"], RESEARCH_NOTICE))
     elif answer.known.views:
         stage["map_words"] = "This model has no map: its last features are no map of channels."
     else:

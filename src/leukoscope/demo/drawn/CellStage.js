@@ -14,14 +14,22 @@ function rememberView(view) {
   history.replaceState(null, "", address);
 }
 
-// A picture as it is drawn, without the brightness that it is shown with.
-async function save() {
+// A picture as it is drawn, without the brightness that it is shown with; below a map, what it is.
+function save(words) {
   const isMap = element.querySelector("[value=map]").checked && element.querySelector(".map img");
   const image = element.querySelector(isMap ? ".map img" : ".cell img");
+  const lines = isMap ? words.split("\n") : [];
   const canvas = document.createElement("canvas");
+  const letter = image.naturalWidth / 36;
   canvas.width = image.naturalWidth;
-  canvas.height = image.naturalHeight;
-  canvas.getContext("2d").drawImage(image, 0, 0);
+  canvas.height = image.naturalHeight + 1.6 * letter * lines.length;
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "white";
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.drawImage(image, 0, 0);
+  pen.fillStyle = "black";
+  pen.font = `${letter}px sans-serif`;
+  lines.forEach((line, place) => pen.fillText(line, letter, image.naturalHeight + 1.6 * letter * (place + 0.75)));
   const link = document.createElement("a");
   link.download = isMap ? "leukoscope-map.png" : "leukoscope-cell.png";
   link.href = canvas.toDataURL("image/png");
@@ -35,7 +43,7 @@ function press(event) {
   } else if (back) {
     trigger("submit", { back });
   } else if (event.target.closest(".save")) {
-    save();
+    save(event.target.closest(".save").dataset.words);
   }
 }
 
@@ -59,7 +67,7 @@ element.addEventListener("click", press);
 moveDivider();
 // A visitor's picture is shown before it is sent.
 document.addEventListener("leukoscope:given", (event) => {
-  if (event.detail.shown(element)) {
+  if (event.detail.shown(element) && "picture" in event.detail) {
     props.value = { picture: event.detail.picture, zoom: 1 };
   }
 });

@@ -9,6 +9,7 @@ element.addEventListener("click", (event) => {
 });
 document.addEventListener("leukoscope:given", (event) => {
   if (event.detail.shown(element)) {
-    props.value = { title: event.detail.words, reading: true };
+    const { words, problem } = event.detail;
+    props.value = { title: words, reading: !problem, problem };
   }
 });

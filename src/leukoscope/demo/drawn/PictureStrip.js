@@ -7,6 +7,9 @@ const note = (words) => {
 };
 const isShown = () => element.checkVisibility();
 const isBeside = (other) => other.closest(".tabitem") === element.closest(".tabitem");
+// What stands beside it shows at once that something else is asked.
+const tell = (detail) =>
+  document.dispatchEvent(new CustomEvent("leukoscope:given", { detail: { ...detail, shown: isBeside } }));
 
 async function send(files, number) {
   const waiting = files.map((file, place) => ({ file, place }));
@@ -31,7 +34,7 @@ async function give(list) {
   const isPicture = files.length === 1 && files[0].type.startsWith("image/");
   const words = "Sending …";
   const picture = isPicture ? URL.createObjectURL(files[0]) : "";
-  document.dispatchEvent(new CustomEvent("leukoscope:given", { detail: { picture, words, shown: isBeside } }));
+  tell({ picture, words });
   note("");
   try {
     const sent = await send(files, number);
@@ -40,7 +43,9 @@ async function give(list) {
     }
   } catch {
     if (number === window.leukoscope.asked) {
-      note("Not sent: the server cannot be reached, or refused it. Give it again.");
+      const problem = "Not sent: the server cannot be reached, or refused it. Give it again.";
+      note(problem);
+      tell({ problem });
     }
   }
 }
@@ -50,6 +55,7 @@ function press(event) {
   if (tile) {
     window.leukoscope.asked += 1;
     note("");
+    tell({ words: "Asking the model …" });
     props.value = { ...props.value, example: tile.dataset.name, files: [] };
   }
 }

@@ -47,7 +47,7 @@ element.addEventListener("submit", (event) => {
   trigger("submit", { um: event.target.elements.um.valueAsNumber });
 });
 document.addEventListener("leukoscope:given", (event) => {
-  if (event.detail.shown(element)) {
+  if (event.detail.shown(element) && "picture" in event.detail) {
     props.value = { picture: event.detail.picture, ratio: 1.33 };
   }
 });

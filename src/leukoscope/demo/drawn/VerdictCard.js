@@ -27,6 +27,6 @@ watch("value", () => {
 // A strip says at once that something else is asked.
 document.addEventListener("leukoscope:given", (event) => {
   if (event.detail.shown(element)) {
-    props.value = { waiting: event.detail.words };
+    props.value = { waiting: event.detail.words, problem: event.detail.problem };
   }
 });
