@@ -184,11 +184,13 @@ def test_a_folders_own_splits_are_trained_and_tested_on_and_it_is_said_that_they
             side = own_cells / ("test" if f"{label}7_" in path.name else "train") / label
             side.mkdir(parents=True, exist_ok=True)
             path.rename(side / path.name)
-    config = _own(own_cells, tmp_path / "run")
+    config = _own(own_cells, tmp_path / "run", "--per_device_train_batch_size", "32")
     run = train(replace(config, data=replace(config.data, subject_pattern=None)))
+    metrics = _metrics(run)
+    assert metrics["recipe"]["train_batch_size"] == metrics["training"]["cells"] < 32  # what it was trained with
     tested = CellPredictions.load(run / "predictions.parquet").cell_ids
     assert sorted(tested) == sorted(f"test/{label}/{label}7_{n}" for label in ("ALL", "HEM") for n in (0, 1))
-    (block,) = _metrics(run)["evaluations"]
+    (block,) = metrics["evaluations"]
     assert (block["split"]["strategy"], block["split"]["disjoint_by"]) == ("given", "cell")
     said = capsys.readouterr().out
     assert "own splits: train 28, test 4" in said

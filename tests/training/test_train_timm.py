@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -72,11 +71,12 @@ def test_a_model_and_a_recipe_are_refused() -> None:
         parse_config(["--model_name_or_path", "resnet18", "--recipe", "densenet121"])
 
 
-@pytest.mark.parametrize("content", [None, {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": {}}])
-def test_a_folder_that_holds_no_release_is_refused(tmp_path: Path, content: dict[str, Any] | None) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(LeukoscopeError, match=f"^--model_name_or_path {tmp_path}.*config.json.*; for weights .* give "):
+def test_a_folder_that_holds_no_release_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LeukoscopeError, match=f"^--model_name_or_path {tmp_path}: has no config.json; give the folder"):
+        parse_config(["--model_name_or_path", str(tmp_path)])
+    encoder = {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(encoder))
+    with pytest.raises(LeukoscopeError, match=f"^--model_name_or_path {tmp_path}/config.json: damaged .label_names"):
         parse_config(["--model_name_or_path", str(tmp_path)])
 
 

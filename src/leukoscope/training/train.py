@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ from leukoscope.training.checkpoint import Checkpoints
 from leukoscope.training.config import DataArguments, TrainingConfig
 from leukoscope.training.data import evenly_spread, preprocessing_for
 from leukoscope.training.finetune import start_from_release
-from leukoscope.training.identity import RunIdentity, start_sha256
+from leukoscope.training.identity import RunIdentity, plain, start_sha256
 from leukoscope.training.run_folder import RunFolder
 from leukoscope.training.run_metrics import describe_run, evaluation_block, result_lines, size_only_baseline
 from leukoscope.training.tracking import check_tracking, finish_tracking, start_tracking, track_epoch, track_test
@@ -364,7 +364,9 @@ def _training_metrics(planned: Plan, start: NetworkStart, trainer: Trainer) -> M
     """The metrics.json of the run, before anything is evaluated."""
     cells = planned.cells
     device = planned.accelerator.device
-    metrics = describe_run(planned.config, planned.identity, cells, trainer.split, start.name, device)
+    # The trainer's recipe: its batch is smaller than asked for where an epoch has fewer cells.
+    identity = replace(planned.identity, recipe=plain(asdict(trainer.recipe)))
+    metrics = describe_run(planned.config, identity, cells, trainer.split, start.name, device)
     reason = _why_no_rule(cells, trainer.split)
     if reason:
         metrics.subject_rule_missing = reason
