@@ -74,7 +74,7 @@ def test_subjects_in_training_and_validation_are_counted_apart(tmp_path: Path) -
     assert found["subjects_validation"] == (
         "1 of 1 subjects validated has other images in training, for example H12: 2 of 2 images (100%)."
     )
-    assert found.keys() == {"subjects_validation", "class_missing"}
+    assert found.keys() == {"subjects_validation"}
 
 
 @pytest.mark.parametrize(("trained", "tested"), [("51", "78"), ("H10", "h3"), ("20", "16")])
@@ -114,17 +114,13 @@ def test_cells_of_one_name_in_two_class_folders_are_two_cells(tmp_path: Path) ->
         "file,split,label\nALL/1_aug.png,train,ALL\nHEM/1.png,test,HEM\nHEM/2.png,train,HEM\nALL/3.png,test,ALL\n"
     )
     kinds = {finding["kind"] for finding in lk.check_split(table, subject_pattern=r"/(\d)")["findings"]}
-    assert kinds == {"subjects", "few_test_subjects"}
+    assert kinds == {"subjects"}
 
 
-def test_few_tested_people_a_missing_class_and_a_missing_side_are_told(tmp_path: Path) -> None:
-    report = check(tmp_path, {"train": names_of(TRAIN_SUBJECTS), "test": names_of(["3", "7"])})
-    assert sentences(report) == {
-        "class_missing": "the test side has no image of HEM.",
-        "few_test_subjects": "the test side has 2 subject(s) of ALL, 3, 7: metrics of this class measure these people.",
-    }
-    alone = check(tmp_path, {"train": names_of(TRAIN_SUBJECTS)})
-    assert sentences(alone) == {"side_missing": "no image is on the test side."}
+@pytest.mark.parametrize(("side", "missing"), [("train", "test"), ("test", "train")])
+def test_a_split_without_a_side_is_refused(tmp_path: Path, side: str, missing: str) -> None:
+    with pytest.raises(LeukoscopeError, match=rf"split\.csv: no image is on the {missing} side; give the whole split"):
+        check(tmp_path, {side: names_of(TRAIN_SUBJECTS)})
 
 
 def test_the_predictions_of_our_own_cross_validation_by_subject_have_no_finding() -> None:

@@ -98,12 +98,20 @@ def read_benchmark(name: str) -> Benchmark:
 # Predictions
 
 
+def _number(entry: str) -> float:
+    """The number that a text is; NaN for another text."""
+    try:
+        return float(entry)
+    except ValueError:
+        return np.nan
+
+
 def read_table(benchmark: Benchmark, path: Path) -> BenchmarkPredictions:
     """Read a table of predictions: a column of file names, and one of probabilities for each class.
 
     Args:
-        path: CSV, lines of JSON or Parquet. The columns of probabilities are called like the classes, or `p_` and the
-            class. Class and subject of a cell come from its name.
+        path: CSV, lines of JSON or Parquet. The columns of probabilities are called like the classes. Class and
+            subject of a cell come from its name.
 
     Raises:
         DataError: a table without these columns, a name of no cell of the benchmark or given twice, or
@@ -114,7 +122,7 @@ def read_table(benchmark: Benchmark, path: Path) -> BenchmarkPredictions:
     rows = cell_table(str(path), frame, NO_FLAGS, ("file", "cell_id")).rows
     labels = benchmark.info.labels
     columns = {column_key(title): title for title in frame.columns}
-    titles = [columns.get(column_key(f"p_{label}"), columns.get(column_key(label), "")) for label in labels]
+    titles = [columns.get(column_key(label), "") for label in labels]
     if "" in titles:
         raise DataError(f"{path}: lacks a column of a class; {fix}")
     shares = frame[titles].map(_number).to_numpy()
@@ -134,14 +142,6 @@ def read_table(benchmark: Benchmark, path: Path) -> BenchmarkPredictions:
     predictions = CellPredictions(names, subjects, np.asarray(references), shares, labels, folds=np.asarray(folds))
     unknown = {"verdict": "", "statement": "A table does not say what trained its model; its author answers for it."}
     return BenchmarkPredictions(predictions, f"predictions of {path.name}", unknown)
-
-
-def _number(entry: str) -> float:
-    """The number that a text is; NaN for another text."""
-    try:
-        return float(entry)
-    except ValueError:
-        return np.nan
 
 
 def predict_benchmark(

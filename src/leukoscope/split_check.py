@@ -31,8 +31,6 @@ from leukoscope.data.table import TABLE_SUFFIXES, CellTable, cell_table, read_fr
 
 MAX_EXAMPLES = 10
 """Names given of each finding in the report."""
-MIN_TEST_SUBJECTS = 3
-"""Of each class; a test set with fewer measures these people rather than the class."""
 _LIST_SUFFIXES = (".txt", ".lst")
 _FORMS = (
     "a table with a column of file names and a column split (train, validation, test) or fold (numbers), or a folder "
@@ -171,12 +169,11 @@ def check_split(split_file: str | Path, dataset_name: str = "", **flags: Any) ->
         (one paragraph for a review).
 
     Raises:
-        DataError: a file that is no split, an unknown data set, nothing that names subjects, or one person's id in two
-            spellings.
+        DataError: a file that is no split, a split without images to train or to test on, an unknown data set, nothing
+            that names subjects, or one person's id in two spellings.
     """
     reading = Reading(**flags)
     rows = read_split(split_file, reading)
-    names_subjects = bool(rows["subject"].any())
     info = dataset_info(dataset_name) if dataset_name else None
     rows = _with_facts(rows, info, reading)
     if info is None and not rows["subject"].any():
@@ -187,17 +184,23 @@ def check_split(split_file: str | Path, dataset_name: str = "", **flags: Any) ->
     named = rows[rows["subject"] != ""]
     check_subject_ids(dict(zip(named["subject"], named["file"], strict=True)), f"--split_file {split_file}")
     splits = [split for _, split in rows.groupby("split", sort=False)]
+    for split in splits:
+        for side in ("train", "test"):
+            if side not in set(split["side"]):
+                raise DataError(f"--split_file {split_file}: no image is on the {side} side; give the whole split")
     findings = [
         *_worst([_shared_subjects(split, "test", "subjects", "tested") for split in splits]),
         *_worst([_shared_subjects(split, "validation", "subjects_validation", "validated") for split in splits]),
         *_worst([_copies(split) for split in splits]),
-        *(finding for split in splits for finding in _incomplete_sides(split)),
-        *_few_test_subjects(rows),
     ]
     images = rows.drop_duplicates("file")
     has_subjects = bool(images["subject"].any())
     worth = _worth(findings, has_subjects)
-    checked = f"{Path(split_file).name} ({len(images):,} images)"
+    title = info.title if info else "the images"
+    opening = (
+        f"We checked the split of {title} in {Path(split_file).name} ({len(images):,} images) by the names in it, with "
+        f"Leukoscope {__version__}."
+    )
     return {
         "notice": RESEARCH_NOTICE,
         "leukoscope": __version__,
@@ -208,7 +211,7 @@ def check_split(split_file: str | Path, dataset_name: str = "", **flags: Any) ->
         "sides": [_described(split) for split in splits],
         "findings": [asdict(finding) for finding in findings],
         "worth": worth,
-        "review": _review(checked, len(splits), info, names_subjects, findings, worth),
+        "review": _review(opening, findings, worth),
     }
 
 
@@ -320,32 +323,6 @@ def _copies(split: pd.DataFrame) -> Finding | None:
     return Finding("copies", len(pairs), tuple(pairs["file"][:MAX_EXAMPLES]), sentence)
 
 
-def _incomplete_sides(split: pd.DataFrame) -> Iterator[Finding]:
-    """A side, or a class of a side, that is missing."""
-    where = "".join(f"{name}: " for name in split["split"].iloc[:1] if name)
-    classes_of = {side: set(split["label"][split["side"] == side]) for side in SPLIT_SIDES}
-    for side in ("train", "test"):
-        if not classes_of[side]:
-            yield Finding("side_missing", 1, (side,), f"{where}no image is on the {side} side.")
-    for side, classes in classes_of.items():
-        for label in sorted(set(split["label"]) - classes - {""}):
-            if classes:
-                yield Finding("class_missing", 1, (label,), f"{where}the {side} side has no image of {label}.")
-
-
-def _few_test_subjects(rows: pd.DataFrame) -> Iterator[Finding]:
-    """Classes tested on few subjects; the folds of a cross-validation are counted together, as they are measured."""
-    tested = rows[(rows["side"] == "test") & (rows["label"] != "") & (rows["subject"] != "")]
-    for label, subjects in tested.groupby("label")["subject"].unique().items():
-        if len(subjects) < MIN_TEST_SUBJECTS:
-            names = tuple(sorted(subjects))
-            sentence = (
-                f"the test side has {len(names)} subject(s) of {label}, {', '.join(names)}: metrics of this class "
-                "measure these people."
-            )
-            yield Finding("few_test_subjects", len(names), names, sentence)
-
-
 # What it is worth
 
 
@@ -356,8 +333,6 @@ def leak_measurements() -> dict[str, Any]:
 
 def _worth(findings: Sequence[Finding], has_subjects: bool) -> str:
     kinds = {finding.kind for finding in findings}
-    if "side_missing" in kinds:
-        return "Without images to train on and images to test on, nothing can be said of how it does on new subjects."
     if not kinds & {"subjects", "copies"}:
         if not has_subjects:
             return "The names do not give subjects, so it is unknown how it does on new subjects."
@@ -374,21 +349,15 @@ def _worth(findings: Sequence[Finding], has_subjects: bool) -> str:
     )
 
 
-def _review(
-    checked: str, splits: int, info: DatasetInfo | None, names_subjects: bool, findings: Sequence[Finding], worth: str
-) -> str:
+def _review(opening: str, findings: Sequence[Finding], worth: str) -> str:
     """One paragraph for a review; sober, and only of what the names show."""
-    title = info.title if info else "the images"
-    what = "split" if splits == 1 else f"{splits} splits"
-    known_by = "file names and the subjects that it names" if names_subjects else "file names"
-    opening = f"We checked the {what} of {title} in {checked} by {known_by}, with Leukoscope {__version__}."
     if not findings:
         return f"{opening} We found no subject and no copy of an image on two sides. {worth}"
     advice = (
         "Please report the results with all images of a subject, and all copies of an image, on one side, and state "
         "the number of subjects on each."
     )
-    sentences = [finding.sentence[0].upper() + finding.sentence[1:] for finding in findings[:5]]
+    sentences = [finding.sentence for finding in findings]
     return " ".join([opening, *sentences, worth, advice])
 
 

@@ -91,19 +91,11 @@ def test_on_phantoms_too_an_override_wins_over_the_smoke_run() -> None:
     assert recipe.learning_rate == parse_config([]).resolve().learning_rate, "what is not named stays the smoke run's"
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ("--conf", "--conf 3: no such flag; "),  # the beginning of one is none
-        ("--mixup", "--mixup 3: no such flag; `leukoscope train --help` lists them all"),
-        ("--epochs", "no such flag; did you mean --num_train_epochs"),
-        ("--trian_dir", "no such flag; did you mean --train_dir"),
-    ],
-)
-def test_an_unknown_flag_is_named_with_the_one_that_was_meant(given: str, said: str) -> None:
+@pytest.mark.parametrize("flag", ["--mixup", "--conf"])  # the second is the beginning of one
+def test_an_unknown_flag_is_named(flag: str) -> None:
     with pytest.raises(LeukoscopeError) as refused:
-        parse_config([given, "3"])
-    assert said in str(refused.value)
+        parse_config([flag, "3"])
+    assert str(refused.value) == f"{flag} 3: no such flag; `leukoscope train --help` lists all flags"
 
 
 @pytest.mark.parametrize("flag", ["--num_train_epochs", "--num-train-epochs"])
@@ -221,7 +213,7 @@ def test_an_earlier_runs_args_yaml_repeats_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat: 1", "learning_rat: no such flag; did you mean --learning_rate? "),
+        ("learning_rat: 1", "learning_rat: no such flag; "),
         ("seed: 7.5", "--seed: invalid int value: '7.5'; "),
         ("config: other.yaml", "config: no such flag; "),
         ("- seed", "holds no flags; write one per line, like `learning_rate: 1e-4`"),

@@ -174,12 +174,9 @@ def training_overlap(
         predictions.pixel_hashes,
         split_fingerprints=(cells.whole.fingerprint, cells.whole.test_fingerprint),
     )
-    statement = seen.statement
-    if seen.overlap is Overlap.SAME_DATA and cells.data.own_splits and cells.whole.strategy == "none":
-        statement += " --split given tests the cells of the test split alone."
     counted = seen.overlap in (Overlap.SUBJECTS, Overlap.OTHER_SUBJECTS)
     return {
         "verdict": seen.overlap.verdict,
-        "statement": statement,
+        "statement": seen.statement,
         "subjects": len(seen.subjects) if counted else None,
     }

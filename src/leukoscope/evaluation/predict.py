@@ -119,10 +119,11 @@ def match_labels(name: str, theirs: Sequence[str], ours: Sequence[str], label_ma
     renamed = {their.casefold(): our.casefold() for their, our in label_map.items()}
     named = [renamed.get(label, label) for label in folded]
     if set(named) != set(spelling):
-        how = "name the class of the data set for each class of the model: --label_map THEIRS=OURS, once per class"
-        if len(theirs) < len(ours):
-            how = "leave out the cells of the classes that it lacks, or give another model"
-        raise DataError(f"{name}: its classes are {', '.join(theirs)}, but the data set has {', '.join(ours)}; {how}")
+        raise DataError(
+            f"{name}: its classes are {', '.join(theirs)}, but the data set has {', '.join(ours)}; name the class of "
+            "the data set for each class of the model (--label_map THEIRS=OURS, once per class), and leave out the "
+            "cells of classes that it lacks"
+        )
     return {their: spelling[our] for their, our in zip(theirs, named, strict=True)}
 
 
@@ -142,10 +143,8 @@ def predict_cells(
         change: of each picture, before the model sees it.
 
     Raises:
-        LeukoscopeError: no batch size, or before any cell is opened what `match_labels` raises.
+        LeukoscopeError: before any cell is opened, what `match_labels` raises.
     """
-    if batch_size < 1:
-        raise ConfigError(f"--batch_size {batch_size}: give 1 or more")
     labels = data.info.labels
     our_name = match_labels(model.release.name, model.labels, labels, label_map or {})
     to_ours = np.eye(len(labels))[[labels.index(our) for our in our_name.values()]]

@@ -6,9 +6,7 @@ import ctypes
 import gc
 import os
 import sys
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -22,8 +20,7 @@ from leukoscope.models.recipes import Recipe
 from leukoscope.progress import note
 from leukoscope.training.config import TrainingConfig
 
-_IN_FOLDER_NAMES = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
-TRAINING_PRECISIONS = tuple(_IN_FOLDER_NAMES)
+TRAINING_PRECISIONS = ("no", "fp16", "bf16")
 # How torchrun, `accelerate launch` and three kinds of MPI tell a process how many they started.
 _LAUNCHED_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"
@@ -32,28 +29,16 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 
-@dataclass(frozen=True)
-class Precision:
-    """The precision of a training.
-
-    Attributes:
-        name: one of `TRAINING_PRECISIONS`.
-        reason: what chose it.
-        usual: the name of the one that this device would have by default.
-    """
-
-    name: str
-    reason: str
-    usual: str
-
-
 def cpu_has_bf16() -> bool:
     """Whether PyTorch convolves in bf16 on this processor; elsewhere it emulates bf16, far slower than float32."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def choose_precision(config: TrainingConfig, recipe: Recipe, on_gpu: bool) -> Precision:
+def choose_precision(config: TrainingConfig, recipe: Recipe, on_gpu: bool) -> tuple[str, str]:
     """Choose the precision: that of the flag, of the launcher, or the default of this device, in this order.
+
+    Returns:
+        one of `TRAINING_PRECISIONS`, and what chose it.
 
     Raises:
         ConfigError: an unknown precision, or one that this device does not have.
@@ -63,12 +48,11 @@ def choose_precision(config: TrainingConfig, recipe: Recipe, on_gpu: bool) -> Pr
         emulated = not torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         emulated = not cpu_has_bf16()
-    usual, reason = _default_precision(recipe, on_gpu, emulated)
     # `accelerate launch` always sets it: to "no" where neither its flag nor its configuration names one.
     launched = os.environ.get(_LAUNCHED_PRECISION)
     name = config.run.mixed_precision or launched
     if not name:
-        return Precision(usual, reason, usual)
+        return _default_precision(recipe, on_gpu, emulated)
     flag = "--mixed_precision"
     if not config.run.mixed_precision:
         flag = "accelerate launch --mixed_precision"
@@ -79,7 +63,7 @@ def choose_precision(config: TrainingConfig, recipe: Recipe, on_gpu: bool) -> Pr
     reason = flag.removesuffix(" --mixed_precision")
     if name == "bf16" and emulated:
         reason += ", slowly: this device has no bf16 units"
-    return Precision(name, reason, usual)
+    return name, reason
 
 
 def _default_precision(recipe: Recipe, on_gpu: bool, emulated: bool) -> tuple[str, str]:
@@ -92,13 +76,6 @@ def _default_precision(recipe: Recipe, on_gpu: bool, emulated: bool) -> tuple[st
     return recipe.cpu_precision, "the recipe's default on a CPU"
 
 
-def _output_dir(config: TrainingConfig, precision: Precision) -> Path:
-    """--output_dir, else a folder named for data set, recipe and a precision other than the device's default."""
-    if config.run.output_dir or precision.name == precision.usual:
-        return config.output_dir
-    return config.output_dir.with_name(f"{config.output_dir.name}-{_IN_FOLDER_NAMES[precision.name]}")
-
-
 def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     """Make the accelerator for CPU, GPU or several, and print its precision; its `project_dir` is the run folder.
 
@@ -107,7 +84,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
             a GPU that this PyTorch cannot compute on.
     """
     on_gpu = torch.cuda.is_available() and not must_use_cpu()
-    precision = choose_precision(config, recipe, on_gpu)
+    precision, reason = choose_precision(config, recipe, on_gpu)
     forbid_tf32()  # validation and prediction are to be a release's
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
@@ -120,9 +97,9 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
         from torch.distributed.nn import functional  # noqa: F401
 
     accelerator = Accelerator(
-        mixed_precision=precision.name,
+        mixed_precision=precision,
         log_with=config.run.report_to,
-        project_dir=_output_dir(config, precision),
+        project_dir=config.output_dir,
         # Given here, it is not taken from the environment, which a checkpoint does not record.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.run.gradient_accumulation_steps),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.run.seed),
@@ -131,8 +108,7 @@ def make_accelerator(config: TrainingConfig, recipe: Recipe) -> Accelerator:
     )
     _require_connected_processes(accelerator, config)
     note(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
-    hint = "" if config.run.mixed_precision else "; --mixed_precision chooses another"
-    note(f"precision {precision.name}: {precision.reason}{hint}")
+    note(f"precision {precision}: {reason}")
     _require_working_device(accelerator)
     _use_all_cores(accelerator)
     return accelerator

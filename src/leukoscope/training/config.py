@@ -11,7 +11,6 @@ import shlex
 from argparse import HelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
@@ -29,6 +28,7 @@ from leukoscope.models.recipes import RECIPES, Recipe, checker, get_recipe, with
 from leukoscope.plain_yaml import read_yaml
 
 _DEFAULT_RECIPE = "densenet121"
+_LIST_OF_FLAGS = "`leukoscope train --help` lists all flags"
 # Fields of the recipe that flags set.
 _RECIPE_FLAGS = {
     "image_size": "image_size",
@@ -335,7 +335,7 @@ class _Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         named = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)
-        raise ConfigError(f"{named}; `leukoscope train --help` lists all flags")
+        raise ConfigError(f"{named}; {_LIST_OF_FLAGS}")
 
 
 def parse_config(argv: Sequence[str], flags: Mapping[str, Any] | None = None) -> TrainingConfig:
@@ -367,23 +367,12 @@ def parse_config(argv: Sequence[str], flags: Mapping[str, Any] | None = None) ->
         argv, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
-        raise ConfigError(f"{' '.join(unknown)}: no such flag; {_known_flags(unknown[0])}")
+        raise ConfigError(f"{' '.join(unknown)}: no such flag; {_LIST_OF_FLAGS}")
     if model.model_name_or_path:
         from leukoscope.training.finetune import follow_model
 
         model = replace(model, **follow_model(model))
     return TrainingConfig(data, replace(model, recipe=model.recipe or _DEFAULT_RECIPE), replace(run, config=None))
-
-
-def _known_flags(unknown: str) -> str:
-    """Where the flags are listed, and which of them are most like one that does not exist."""
-    name = unknown.partition("=")[0].lstrip("-").replace("-", "_")
-    names = TrainingConfig().as_dict()
-    # What contains it, such as num_train_epochs for epochs, is likelier than what is spelt like it.
-    similar = [flag for flag in names if len(name) > 3 and name in flag] or get_close_matches(name, names, 2)
-    guess = " or ".join(f"--{flag}" for flag in similar[:2])
-    question = f"did you mean {guess}? " if guess else ""
-    return f"{question}`leukoscope train --help` lists them all"
 
 
 def _flags_of_file(file: Path) -> dict[str, Any]:
@@ -413,7 +402,7 @@ def _defaults_of(flags: Mapping[str, Any]) -> dict[str, str | list[str]]:
     defaults: dict[str, str | list[str]] = {}
     for name, setting in flags.items():
         if name not in names or (name == "config" and setting is not None):
-            raise ConfigError(f"{name}: no such flag; {_known_flags(str(name))}")
+            raise ConfigError(f"{name}: no such flag; {_LIST_OF_FLAGS}")
         if isinstance(names[name], list) and setting is not None:
             defaults[name] = [str(text) for text in (setting if isinstance(setting, list | tuple) else [setting])]
         elif setting is not None:

@@ -67,15 +67,8 @@ def follow_model(flags: StartFlags) -> dict[str, Any]:
     release = open_release(name)
     recipe = flags.recipe
     settings: list[str] = []
-    made_by = release.metrics.recipe.name
     if not recipe:
-        try:
-            followed = get_recipe(made_by)
-        except LeukoscopeError:
-            raise ConfigError(
-                f"--model_name_or_path {name}: its recipe {made_by!r} is unknown here; name one of its architecture "
-                "with --recipe"
-            ) from None
+        followed = get_recipe(release.metrics.recipe.name)
         recipe = followed.name
         if followed.pooled_norm:  # the release was rewritten for timm
             settings = ["pooled_norm=false"]
@@ -125,9 +118,8 @@ def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: Fra
     else:
         counts = np.bincount(cells.labels[cells.rows(split.train)], minlength=len(labels))
         frequencies = training_frequencies(recipe, torch.tensor(counts, dtype=torch.float32))
-        undone = _undo_corrections(network, release.metrics, labels, frequencies)
-        without = f", without {' and '.join(undone)}" if undone else ""
-        remark = f"the head of {name} is kept{without}"
+        _undo_corrections(network, release.metrics, labels, frequencies)
+        remark = f"the head of {name} is kept"
     before = release.metrics.training.start_weights
     provenance = {
         "release": release.name if release.revision else name,
@@ -154,23 +146,17 @@ def name_of(release: Release) -> str:
     return f"{release.name}@{release.revision[:12]}" if release.revision else folder_name(Path(release.name))
 
 
-def _undo_corrections(
-    network: nn.Module, metrics: Metrics, labels: Sequence[str], frequencies: torch.Tensor
-) -> list[str]:
-    """Undo a kept head's temperature, let it assume the (K,) `frequencies` of this training, and name both."""
-    undone = []
+def _undo_corrections(network: nn.Module, metrics: Metrics, labels: Sequence[str], frequencies: torch.Tensor) -> None:
+    """Undo a kept head's temperature, and let it assume the (K,) `frequencies` of this training."""
     temperature = metrics.temperature * metrics.earlier_temperature
     if temperature != 1:
         rescale_classifier(network, 1 / temperature)
-        undone.append(f"the temperature {temperature:.3f}")
     shares = metrics.training.output_frequencies
     if shares:
         by_name = {label.casefold(): share for label, share in shares.items()}
         assumed = torch.tensor([by_name[label.casefold()] for label in labels])
         if not torch.allclose(assumed, frequencies, atol=1e-4):
             shift_class_frequencies(network, assumed, frequencies)
-            undone.append("its class frequencies")
-    return undone
 
 
 def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tuple[str, ...]:

@@ -183,7 +183,6 @@ def _print_preparation(
     config: TrainingConfig, recipe: Recipe, cells: FramedCells, split: Split, start: NetworkStart
 ) -> None:
     """Print what a run trains on and starts from."""
-    info = cells.data.info
     note(cells.data.report())
     note(
         f"split {split.strategy} ({split.detail}): {len(split.train):,} train, {len(split.validation):,} validation, "
@@ -193,10 +192,6 @@ def _print_preparation(
         note(f"  {line}")
     if split.group == "cell" and split.strategy != "all":
         note(f"  {BY_IMAGE}")
-    if not split.test:
-        note("  no cell is tested, so there are no test metrics; a validation side, if there is one, chooses the epoch")
-    if len(info.labels) == 2 and not info.positive_label:
-        note("  no positive class: no sensitivity (name it with --positive_label)")
     reason = _why_no_rule(cells, split)
     if split.validation and reason:
         note(f"  no rule for subjects will be fitted: {reason}")

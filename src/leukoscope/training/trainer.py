@@ -334,7 +334,7 @@ class Trainer:
             loss = self.compute_loss(logits.to(device), labels.to(device), self.state.eval_network)
         # Of all processes' cells, so that they come to one decision.
         predictions = self._predictions(logits, rows)
-        metric = cell_metric(predictions.label_names, subjects=True)
+        metric = cell_metric(predictions.label_names)
         measured = metric.compute(predictions=predictions.probabilities, references=references_of(predictions))
         metrics = {"loss": float(loss), **measured}
         columns = [name for name in _VALIDATION_METRICS if metrics.get(name) is not None]
