@@ -189,9 +189,8 @@ def audit_cells(data: LoadedCells, scans: pd.DataFrame, *, split: Split | None =
     for kind, identical in (("identical", True), ("near", False)):
         of_kind = pairs[pairs["identical"] == identical]
         copies[kind] = {"pairs": len(of_kind), **of_kind[crossed].sum().astype(int).to_dict()}
-    described = pairs[["cells", "people", "identical", "difference", "turned"]].rename(columns={"people": "subjects"})
-    across = pairs[crossed].to_dict("records")
-    listed = [{**pair, "across": keys} for pair, keys in zip(described.to_dict("records"), across, strict=True)]
+    listed = pairs[["cells", "people", "identical", "difference", "turned"]].rename(columns={"people": "subjects"})
+    listed["across"] = pd.Series(pairs[crossed].to_dict("records"), dtype=object)
     divided = _divided(cells)
     shortcuts = _shortcuts(data, cells, split)
     return {
@@ -211,7 +210,7 @@ def audit_cells(data: LoadedCells, scans: pd.DataFrame, *, split: Split | None =
         "unreadable": list(data.unreadable),
         "survey": survey_cells(data),
         **divided,
-        "duplicates": {**copies, "pairs": listed, "not_found": NOT_FOUND},
+        "duplicates": {**copies, "pairs": listed.to_dict("records"), "not_found": NOT_FOUND},
         "subject_aliases": _aliases(data, cells, pairs),
         "blank": cells["cell_id"][cells["is_blank"]].tolist(),
         "shortcuts": shortcuts,

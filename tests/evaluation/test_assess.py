@@ -238,10 +238,10 @@ def _named(cells: FramedCells, subjects: list[str], **info: Any) -> FramedCells:
             r"^class ALL: 6 cells of 2 subject\(s\); recalibration needs 50 cells of 5 subjects of each class",
         ),
         (lambda cells: _named(cells, list(cells.row_of)), r"^class ALL: 6 cells of 6 subject\(s\); recalibration"),
-        (lambda cells: _named(cells, [""] * 12), r"its subject is not known; .* --labels$"),
+        (lambda cells: _named(cells, [""] * 12), r"its subject is not known; .* or --subject_column$"),
         (
             lambda cells: _named(cells, cells.subjects, labels=("blast", "normal")),
-            r"^the cells are labelled blast, normal, but .* predicts ALL, HEM; ",
+            r": its classes are ALL, HEM, but the data set has blast, normal; rename the classes ",
         ),
         (
             lambda cells: _named(cells, ["H1"] * 12, name="cnmc2019"),

@@ -37,9 +37,9 @@ def test_damaged_pictures_are_left_out_by_name_whatever_the_batch(tmp_path: Path
     assert str(damaged) in line
 
 
-def test_classes_meet_by_name_whatever_the_case_and_several_of_a_model_may_be_one_of_ours() -> None:
-    assert match_labels("m", ["hem", "All"], ["ALL", "HEM"], {}) == {"hem": "HEM", "All": "ALL"}
-    names = {"Early": "ALL", "Pre": "ALL", "Pro": "ALL", "benign": "HEM"}
+def test_classes_meet_by_name_and_several_of_a_model_may_be_one_of_ours() -> None:
+    assert match_labels("m", ["HEM", "ALL"], ["ALL", "HEM"], {}) == {"HEM": "HEM", "ALL": "ALL"}
+    names = {"Early": "ALL", "Pre": "ALL", "Pro": "ALL", "Benign": "HEM"}
     matched = match_labels("m", ["Benign", "Early", "Pre", "Pro"], ["ALL", "HEM"], names)
     assert list(matched.values()) == ["HEM", "ALL", "ALL", "ALL"]
 
@@ -52,10 +52,11 @@ def test_classes_meet_by_name_whatever_the_case_and_several_of_a_model_may_be_on
         (["LABEL_0", "LABEL_1"], {"LABEL_0": "ALL", "LABEL_1": "all"}),
         (["LABEL_0", "LABEL_1"], {"LABEL_0": "none"}),
         (["ALL"], {}),
+        (["all", "HEM"], {}),
     ],
 )
 def test_classes_without_a_counterpart_are_named_on_both_sides(theirs: list[str], names: dict[str, str]) -> None:
     with pytest.raises(LeukoscopeError) as refused:
         match_labels("some/model", theirs, ["ALL", "HEM"], names)
-    start = f"some/model: its classes are {', '.join(theirs)}, but the data set has ALL, HEM; name the class of the "
+    start = f"some/model: its classes are {', '.join(theirs)}, but the data set has ALL, HEM; rename the classes "
     assert str(refused.value).startswith(start)

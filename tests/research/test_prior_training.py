@@ -117,7 +117,7 @@ def test_a_plateau_cuts_every_rate_stops_and_restores_its_best_epoch(
     assert all(torch.equal(v, seen[2][k]) for k, v in trainer.network.state_dict().items())
     said = capsys.readouterr().out
     assert "2 cuts of the learning rate brought no gain: stopped" in said
-    assert "kept epoch 3: val accuracy 0.800" in said
+    assert "kept epoch 3: val_accuracy 0.800" in said
 
 
 def test_a_plateau_needs_validation_cells(trainer_for: MakeTrainer) -> None:

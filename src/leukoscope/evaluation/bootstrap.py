@@ -153,13 +153,9 @@ def bootstrap_subjects(
     predictions.require_subjects("intervals by subject need a subject id for every cell")
     once = _every_subject_once(predictions)
     # A subject with several classes counts once per class.
-    for k, label in enumerate(predictions.label_names):
-        have_it = np.unique(np.asarray(predictions.subjects)[predictions.references == k])
-        if len(have_it) == 1:
-            raise DataError(
-                f"class {label}: only subject {have_it[0]} has it; "
-                "intervals by subject need two or more subjects per class"
-            )
+    for label, count in predictions.subjects_of_class.items():
+        if count == 1:
+            raise DataError(f"class {label}: a single subject has it; intervals by subject need two or more per class")
     return replace(once, counts=_resample(once.classes, samples, seed))
 
 

@@ -103,28 +103,25 @@ def public_name_of(release: ReleaseInfo | ForeignModel) -> str:
 def match_labels(name: str, theirs: Sequence[str], ours: Sequence[str], label_map: Mapping[str, str]) -> dict[str, str]:
     """Match a model's classes to those of a data set: theirs → ours, in their order; several may be one of ours.
 
-    `label_map` is theirs → ours, for those whose names differ in more than case.
+    `label_map` is theirs → ours, for those whose names differ.
 
     Raises:
         LeukoscopeError: a class without a counterpart, or a renamed one that the model does not have.
     """
-    folded = [label.casefold() for label in theirs]
     for their, our in label_map.items():
-        if their.casefold() not in folded:
+        if their not in theirs:
             raise ConfigError(
                 f"--label_map {their}={our}: {their!r} is not a class of the model, which has "
                 f"{', '.join(theirs)}; correct or leave it out"
             )
-    spelling = {label.casefold(): label for label in ours}
-    renamed = {their.casefold(): our.casefold() for their, our in label_map.items()}
-    named = [renamed.get(label, label) for label in folded]
-    if set(named) != set(spelling):
+    named = {label: label_map.get(label, label) for label in theirs}
+    if set(named.values()) != set(ours):
         raise DataError(
-            f"{name}: its classes are {', '.join(theirs)}, but the data set has {', '.join(ours)}; name the class of "
-            "the data set for each class of the model (--label_map THEIRS=OURS, once per class), and leave out the "
-            "cells of classes that it lacks"
+            f"{name}: its classes are {', '.join(theirs)}, but the data set has {', '.join(ours)}; rename the classes "
+            "of the data set (`leukoscope evaluate` does so by --label_map THEIRS=OURS, once per class), and leave out "
+            "the cells of classes that the model lacks"
         )
-    return {their: spelling[our] for their, our in zip(theirs, named, strict=True)}
+    return named
 
 
 def predict_cells(

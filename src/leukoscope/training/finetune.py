@@ -133,12 +133,10 @@ def start_from_release(network: nn.Module, recipe: Recipe, name: str, cells: Fra
 
 
 def matching_outputs(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
-    """For each of our classes, the number of their output; None where the two sets differ in more than case."""
-    index = {label.casefold(): k for k, label in enumerate(theirs)}
-    wanted = [label.casefold() for label in ours]
-    if len(index) < len(theirs) or sorted(index) != sorted(wanted):
+    """For each of our classes, the number of their output; None where the two sets differ."""
+    if set(theirs) != set(ours):
         return None
-    return tuple(index[label] for label in wanted)
+    return tuple(theirs.index(label) for label in ours)
 
 
 def name_of(release: Release) -> str:
@@ -153,8 +151,7 @@ def _undo_corrections(network: nn.Module, metrics: Metrics, labels: Sequence[str
         rescale_classifier(network, 1 / temperature)
     shares = metrics.training.output_frequencies
     if shares:
-        by_name = {label.casefold(): share for label, share in shares.items()}
-        assumed = torch.tensor([by_name[label.casefold()] for label in labels])
+        assumed = torch.tensor([shares[label] for label in labels])
         if not torch.allclose(assumed, frequencies, atol=1e-4):
             shift_class_frequencies(network, assumed, frequencies)
 

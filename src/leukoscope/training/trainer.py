@@ -178,7 +178,7 @@ class Trainer:
         selection = self.select_epoch()
         if state.best_weights:
             score = state.rows[selection.epoch - 1][selection.watched]
-            note(f"kept epoch {selection.epoch}: {_in_short(selection.watched)} {score:.3f}")
+            note(f"kept epoch {selection.epoch}: {selection.watched} {score:.3f}")
 
     def _epoch(self) -> dict[str, Any]:
         """Train and validate once, keep what is the best, write a checkpoint; the row of summary.csv."""
@@ -197,8 +197,7 @@ class Trainer:
         if self.split.validation and selection.epoch == state.epoch:
             weights = state.eval_network.state_dict()
             state.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
-        columns = [column for column in ("train_loss", selection.watched, "val_loss") if column in row]
-        figures = [f"{_in_short(column)} {row[column]:.3f}" for column in dict.fromkeys(columns)]
+        figures = [f"{column} {row[column]:.3f}" for column in ("train_loss", selection.watched) if column in row]
         note(f"epoch {row['epoch']}/{self.recipe.num_train_epochs}: {', '.join(figures)}, {row['seconds']:.0f} s")
         if selection.stop_reason:
             note(f"{selection.stop_reason}: stopped")
@@ -406,8 +405,3 @@ class Trainer:
             moment = f"epoch {self.state.epoch + 1}, step {self.state.step}"
             self.accelerator.print(f"asked to stop: checkpoint written at {moment}", flush=True)
             raise Interrupted(signal_number)
-
-
-def _in_short(column: str) -> str:
-    """A column of summary.csv as words: val_balanced_accuracy_by_subject → balanced accuracy."""
-    return column.removesuffix("_by_subject").replace("_", " ").replace("val balanced", "balanced")
