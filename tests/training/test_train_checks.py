@@ -23,8 +23,8 @@ from leukoscope.training.train import choose_split, missing_classes
 @pytest.mark.parametrize("side", ["validation", "test", ""])
 def test_a_side_that_lacks_a_class_is_noted(cells: FramedCells, split: Split, side: str) -> None:
     thin: dict[str, Any] = {side: tuple(cell for cell in getattr(split, side) if "HEM" in cell)} if side else {}
-    assert missing_classes(cells, make_split(cells.data, "all")) == ()
-    assert missing_classes(cells, replace(split, **thin)) == (
+    assert not list(missing_classes(cells, make_split(cells.data, "all")))
+    assert tuple(missing_classes(cells, replace(split, **thin))) == (
         (f"{side} side: no cell of class ALL; its metrics cover the other classes only",) if side else ()
     )
 

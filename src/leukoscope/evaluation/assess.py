@@ -23,7 +23,7 @@ from leukoscope.evaluation import bootstrap, calibration
 from leukoscope.evaluation.baselines import size_only_out_of_fold
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
 from leukoscope.evaluation.metrics import NOT_KNOWN, headline, measure
-from leukoscope.evaluation.overlap import Overlap, seen_of
+from leukoscope.evaluation.overlap import seen_of
 from leukoscope.evaluation.predict import predict_cells
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.subjects import subject_rule_block, why_no_rule
@@ -329,17 +329,12 @@ def predictions_of(release: Release, cells: FramedCells) -> CellPredictions:
 
 def _refuse_training_cells(release: Release, cells: FramedCells) -> bool:
     """Refuse cells that trained the release; return whether it is certain that these did not."""
-    ids = tuple(cells.data.train["cell_id"])
-    seen = seen_of(release, cells, ids)
-    if seen.overlap is Overlap.SUBJECTS:
+    seen = seen_of(release, cells, tuple(cells.data.train["cell_id"]))
+    held = seen.held(cells.data.info.group)
+    if held:
         raise DataError(
-            f"{release.name}: was trained on subject {seen.subjects[0]} and is overconfident on training cells; "
-            "recalibrate it on other subjects"
-        )
-    if seen.cells:
-        raise DataError(
-            f"{release.name}: its own data contain {seen.cells:,} of these {len(ids):,} cells, and it is overconfident "
-            "on training cells; recalibrate it on other cells"
+            f"{release.name}: its data hold {held} of these, and it is overconfident on training cells; recalibrate it "
+            "on others"
         )
     return seen.overlap.certain
 

@@ -18,7 +18,7 @@ from torch import nn
 from leukoscope import ConfigError, DataError, LeukoscopeError, ReleaseError
 from leukoscope.data.pixel_cache import FramedCells
 from leukoscope.data.splits import Split
-from leukoscope.evaluation.overlap import Seen, seen_of
+from leukoscope.evaluation.overlap import seen_of
 from leukoscope.models.build import NetworkStart, copy_weights
 from leukoscope.models.hub_download import KNOWN_CELLS, find_release
 from leukoscope.models.metrics import Metrics
@@ -163,23 +163,16 @@ def _check_seen_cells(release: Release, cells: FramedCells, split: Split) -> tup
     tested, validated = (
         seen_of(release, cells, ids, split_fingerprints=(split.fingerprint,)) for ids in (split.test, split.validation)
     )
-    held = _held(tested, unit)
+    held = tested.held(unit)
     if held:
         raise DataError(
             f"--model_name_or_path {name}: its data hold {held} of this run's test side, so its metrics would be "
             "inflated; use --split all, which measures nothing, a --split_file that tests others, or other cells"
         )
     notes = []
-    held = _held(validated, unit)
+    held = validated.held(unit)
     if held:
         notes.append(f"the data of {name} hold {held} of the validation side: its metrics are too optimistic")
     if (split.test or split.validation) and not (tested.overlap.certain and validated.overlap.certain):
         notes.append(f"whether {name} was trained on some of these cells is unknown")
     return tuple(notes)
-
-
-def _held(seen: Seen, unit: str) -> str:
-    """How many subjects, or else cells, a release knows; "" for none."""
-    if seen.subjects:
-        return f"{len(seen.subjects):,} {unit}(s)"
-    return f"{seen.cells:,} cells" if seen.cells else ""

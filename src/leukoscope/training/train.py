@@ -8,7 +8,7 @@ written by `api.run`, because reports stand above training.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -248,20 +248,13 @@ def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
     return split.at_most(args.max_train_samples, args.max_eval_samples)
 
 
-def missing_classes(cells: FramedCells, split: Split) -> tuple[str, ...]:
+def missing_classes(cells: FramedCells, split: Split) -> Iterator[str]:
     """One line for validation and test each, where they lack cells of a class."""
-    lines = []
     for side in ("validation", "test"):
-        ids = getattr(split, side)
-        if not ids:
-            continue
-        present = set(cells.labels[cells.rows(ids)].tolist())
+        present = set(cells.labels[cells.rows(getattr(split, side))].tolist())
         missing = [name for k, name in enumerate(cells.data.info.labels) if k not in present]
-        if missing:
-            lines.append(
-                f"{side} side: no cell of class {', '.join(missing)}; its metrics cover the other classes only"
-            )
-    return tuple(lines)
+        if present and missing:
+            yield f"{side} side: no cell of class {', '.join(missing)}; its metrics cover the other classes only"
 
 
 # Fit: `Trainer.fit`, between `begin` and `finish`
