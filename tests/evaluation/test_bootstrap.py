@@ -120,7 +120,7 @@ def test_nominal_95_percent_intervals_cover_95_percent() -> None:
         tuple(map(str, range(len(owner)))), tuple(map(str, owner)), owner % 2, np.eye(2)[owner % 2], ("A", "B")
     )
     boot = bootstrap_subjects(predictions, samples=1000)
-    drawn = boot.means(per_cell)
+    drawn = boot.sums(per_cell) / boot.sums(np.ones(len(owner)))[:, None]
     truth = np.average(np.where(np.arange(subjects) % 2, 9 / 10.5, 4 / 5.5), weights=cells)
     intervals = [boot.interval(drawn[:, study]) for study in range(studies)]
     covered = np.mean([interval["low"] <= truth <= interval["high"] for interval in intervals])

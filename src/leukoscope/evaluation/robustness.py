@@ -133,7 +133,7 @@ def _row(name: str, before: CellPredictions, after: CellPredictions, boot: Boots
     ]
     row = {key: share(flag) for key, flag in flags.items()}
     ranking = _ranking(after, boot)
-    if boot:
+    if boot and weights is not None:
         own = {key: boot.mean_interval(flag.astype(float), weights) for key, flag in flags.items()}
         ranking["intervals"] = own | ranking["intervals"]
     change = PICTURE_CHANGES[name]
