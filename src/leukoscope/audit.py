@@ -123,20 +123,16 @@ def survey_cells(data: LoadedCells) -> dict[str, Any]:
 
 def _subject_problems(info: DatasetInfo, subjects: Mapping[str, int]) -> Iterator[str]:
     if not any(subjects.values()):
-        fix = f"split by --split {_SPLIT_WITHOUT_SUBJECTS[info.group]}"
-        if info.name == "imagefolder":
-            fix = "give --subject_pattern, --subject_folders or --labels"
-        elif "/" in info.name:
-            fix = "name their column with --subject_column"
-        yield f"the subjects of these cells are not known: no figure on them applies to a new subject; {fix}"
+        yield (
+            "the subjects of these cells are not known: no figure on them applies to a new subject; name them with "
+            "--subject_pattern, --subject_folders, --labels or --subject_column, or split by --split "
+            f"{_SPLIT_WITHOUT_SUBJECTS[info.group]}"
+        )
         return
     for label, number in subjects.items():
         if number < SUBJECT_FOLDS:
-            fix = "cross-validate with the flags of the command below, or gather cells of more subjects"
-            if min(subjects.values()) < 2:
-                fix = "no figure on so few applies to a new subject; gather cells of more subjects"
             few = f"fewer than the {SUBJECT_FOLDS} of --split subject"
-            yield f"{label}: {number} subject(s) to train on, {few}: {fix}"
+            yield f"{label}: {number} subject(s) to train on, {few}: gather cells of more subjects"
 
 
 def scan_cells(data: LoadedCells) -> tuple[LoadedCells, pd.DataFrame]:
@@ -155,7 +151,7 @@ def scan_cells(data: LoadedCells) -> tuple[LoadedCells, pd.DataFrame]:
         return {
             **picture_key(image),
             "size": image.size,
-            "features": {name: values[0] for name, values in trivial_features([small], background).items()},
+            "features": trivial_features(small, background),
             "is_blank": bool(small.std(axis=(0, 1)).max() < BLANK_SPREAD),
             "is_torn": background == "black" and is_torn(small),
         }
@@ -193,9 +189,8 @@ def audit_cells(data: LoadedCells, scans: pd.DataFrame, *, split: Split | None =
     for kind, identical in (("identical", True), ("near", False)):
         of_kind = pairs[pairs["identical"] == identical]
         copies[kind] = {"pairs": len(of_kind), **of_kind[crossed].sum().astype(int).to_dict()}
-    described = pairs[["cells", "people", "identical", "difference", "turned"]].rename(columns={"people": "subjects"})
-    across = pairs[crossed].to_dict("records")
-    listed = [{**pair, "across": keys} for pair, keys in zip(described.to_dict("records"), across, strict=True)]
+    listed = pairs[["cells", "people", "identical", "difference", "turned"]].rename(columns={"people": "subjects"})
+    listed["across"] = pd.Series(pairs[crossed].to_dict("records"), dtype=object)
     divided = _divided(cells)
     shortcuts = _shortcuts(data, cells, split)
     return {
@@ -215,7 +210,7 @@ def audit_cells(data: LoadedCells, scans: pd.DataFrame, *, split: Split | None =
         "unreadable": list(data.unreadable),
         "survey": survey_cells(data),
         **divided,
-        "duplicates": {**copies, "pairs": listed, "not_found": NOT_FOUND},
+        "duplicates": {**copies, "pairs": listed.to_dict("records"), "not_found": NOT_FOUND},
         "subject_aliases": _aliases(data, cells, pairs),
         "blank": cells["cell_id"][cells["is_blank"]].tolist(),
         "shortcuts": shortcuts,
@@ -284,16 +279,13 @@ def _shortcuts(data: LoadedCells, cells: pd.DataFrame, split: Split | None) -> d
         "chance_balanced_accuracy": 1 / len(labels),
         "left_out": "background and corner: the cells are cut out on black" if black else "size: no cell is cut out",
     }
-    try:
-        # A data set's own splits may have no test side.
-        if split and (split.test or split.strategy != "given"):
-            splits = [split]
-        else:
+    if split and split.test:
+        splits = [split]
+    else:
+        try:
             splits = cross_validation(data)
-        if not all(s.test for s in splits):
-            raise DataError(f"--split {splits[0].strategy}: tests no cell")
-    except LeukoscopeError as error:
-        return block | {"not_measured": str(error)}
+        except LeukoscopeError as error:
+            return block | {"not_measured": str(error)}
     index = pd.Index(cells["cell_id"])
     folds = []
     for s in splits:

@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leukoscope import ConfigError, DataError, ReleaseError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.loading import load_cells
@@ -130,17 +132,14 @@ def _require_measurable(cells: LoadedCells, num_folds: int) -> None:
     """
     unit = cells.info.group
     unit_of_cell = groups_of(cells, unit)
-    labels = dict(zip(cells.train["cell_id"][:], cells.train["label"][:], strict=True))
-    nameless = [cell for cell in labels if not unit_of_cell[cell]]
-    if nameless:
-        raise DataError(
-            f"cell {nameless[0]}: its {unit} is not known ({len(nameless):,} such cells); a protocol measures by "
-            f"{unit}: name it (--subject_column, --subject_pattern, --subject_folders or --labels), or remove these "
-            "cells"
-        )
+    ids = tuple(cells.train["cell_id"][:])
+    units = tuple(unit_of_cell[cell] for cell in ids)
+    labels = cells.info.labels
+    no_prediction = np.zeros((len(ids), len(labels)))
+    table = CellPredictions(ids, units, np.asarray(cells.train["label"][:]), no_prediction, labels)
+    table.require_subjects(f"a protocol measures by {unit}")
     needed = max(MIN_SUBJECTS_FOR_CALIBRATION, num_folds)
-    for number, name in enumerate(cells.info.labels):
-        count = len({unit_of_cell[cell] for cell, label in labels.items() if label == number})
+    for name, count in table.subjects_of_class.items():
         if count < needed:
             raise DataError(
                 f"class {name}: {count} {unit}(s) have it; a protocol of {num_folds} folds needs {needed} or more: "

@@ -185,7 +185,7 @@ def check_split(split_file: str | Path, dataset_name: str = "", **flags: Any) ->
             "--dataset_name whose names it has, --subject_pattern, --subject_folders or a column of subjects"
         )
     named = rows[rows["subject"] != ""]
-    check_subject_ids(dict(zip(named["subject"], named["file"], strict=True)), f"--split_file {split_file}")
+    check_subject_ids(zip(named["subject"], named["file"], strict=True), f"--split_file {split_file}")
     splits = [split for _, split in rows.groupby("split", sort=False)]
     findings = [
         *_worst([_shared_subjects(split, "test", "subjects", "tested") for split in splits]),

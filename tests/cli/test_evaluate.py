@@ -78,7 +78,7 @@ def test_a_model_is_asked_about_the_test_side_of_a_split(tiny_release: Path, cel
     worst = min(subjects, key=lambda name: subjects[name]["accuracy"])
     assert f"| {worst} | {subjects[worst]['label']} | " in result.stdout and RESEARCH_NOTICE in result.stdout
     assert (tmp_path / "evaluation.md").read_text().strip() == result.stdout.strip()
-    assert "only subject" in report["intervals"]["by_subject_missing"], "one subject a class is no sample"
+    assert "a single subject" in report["intervals"]["by_subject_missing"], "one subject a class is no sample"
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_reads_lossless_formats_to_the_pixel(tmp_path: Path, picture: Image.Imag
 
 def test_refuses_what_is_no_file_of_a_picture(tmp_path: Path) -> None:
     assert _refusal(tmp_path / "nowhere.png") == "no such file; check the path"
-    assert _refusal(tmp_path) == "is a folder; name an image file inside it"
+    assert _refusal(tmp_path) == "is a folder, a pipe or a device; name an image file"
     (tmp_path / "cell.bmp").touch()
     assert _refusal(tmp_path / "cell.bmp") == "the file is empty (0 bytes); copy or export it again"
     (tmp_path / "notes.png").write_text("cell,label\n1,ALL\n")
@@ -90,7 +90,7 @@ def test_refuses_what_is_no_file_of_a_picture(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
 def test_refuses_a_pipe_without_waiting_for_its_writer(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "cell.png")
-    assert _refusal(tmp_path / "cell.png").startswith("is a pipe or a device, not a regular file; name")
+    assert _refusal(tmp_path / "cell.png").startswith("is a folder, a pipe or a device; name")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])

@@ -29,15 +29,15 @@ DIFFERENT = ["12", "13", "P12", "H12", "P1_2", "A1-01", "A10-1", "2E5", "200000"
              "1234567890123456789", "1234567890123456788", "0", "Jörg", "Jorg", "कि", "का"]  # fmt: skip
 
 
-def _places(*subjects: str) -> dict[str, str]:
-    return {subject: f"row {number}" for number, subject in enumerate(subjects, start=2)}
+def _named(*subjects: str) -> list[tuple[str, str]]:
+    return [(subject, f"row {number}") for number, subject in enumerate(subjects, start=2)]
 
 
 @pytest.mark.parametrize(("one", "other"), SPELLINGS)
 def test_two_spellings_of_one_id_are_refused_with_both(one: str, other: str) -> None:
     """Those behind a prefix, in a spreadsheet's quotes and with an invisible sign were two people."""
     with pytest.raises(LeukoscopeError) as refused:
-        check_subject_ids(_places(one, "P3", other), "cells.csv")
+        check_subject_ids(_named(one, "", other, "P3", one), "cells.csv")
     assert str(refused.value) == (
         f"cells.csv: subjects {one!r} (row 2) and {other!r} (row 4) are two spellings of one id; write the id of one "
         "person in one way, and add a letter to the ids of different people (P12a)"
@@ -46,14 +46,14 @@ def test_two_spellings_of_one_id_are_refused_with_both(one: str, other: str) -> 
 
 def test_different_ids_are_different_subjects() -> None:
     """Ids of 17 and more digits are not rounded; a ward called 2E5 is no number."""
-    check_subject_ids(_places(*DIFFERENT), "cells.csv")
+    check_subject_ids(_named(*DIFFERENT), "cells.csv")
     assert same_subject("owner/cells", "12") == same_subject("owner/cells", "12.0")
 
 
 @pytest.mark.parametrize("subject", ["1.67683E+15", "1,67683E+15", "1.67683e+15", "1E+15", "1.2E-05"])
 def test_an_id_in_a_spreadsheets_scientific_form_is_refused_with_the_fix(subject: str) -> None:
     with pytest.raises(LeukoscopeError, match="row 2.* is in scientific form.*format the column as text in the spread"):
-        check_subject_ids(_places(subject), "cells.csv")
+        check_subject_ids(_named(subject), "cells.csv")
 
 
 @pytest.mark.parametrize("entry", [None, "", "  ", "nan", "NaN", "None", "null", "\xa0"])

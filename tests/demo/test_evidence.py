@@ -20,7 +20,7 @@ from leukoscope.demo.models import Models, find_releases
 
 def test_further_people_come_first_with_their_cells() -> None:
     table = measurements(Models(find_releases(ROOT / "model_card")))
-    assert len(table) == 6 and list(table)[:2] == ["model", "tested on"]
+    assert len(table) == 6 and list(table)[:2] == ["model", "ALL of 100"]
     people = "34 further people, 211 cells: 6 of a person in the mean, at most 3 of 20 people"
     assert table["tested on"][0] == people
     assert "cross-validation" in table["tested on"][1] and "(" in table["ALL of 100"][0]

@@ -29,7 +29,7 @@ def row_of(shares: list[float]) -> dict[str, Any]:
 def test_a_person_without_enough_cells_is_told_how_many_are_missing() -> None:
     row = row_of([0.9] * 48)
     assert row["cells"] == "48 cells" and row["words"] == "Too few cells"
-    assert row["detail"] == "2 more are needed: 50 that it knows" and "width" not in row
+    assert row["detail"] == "2 more cells are needed, like its training cells: 50 in all" and "width" not in row
 
 
 def test_a_person_whose_cells_are_unsure_leans() -> None:
@@ -48,8 +48,9 @@ def test_cells_of_unknown_people_have_a_row_without_a_verdict() -> None:
     assert plot["notes"] == ["Whose?"] and plot["title"] == "1 of 1 pictures read"
 
 
-def test_where_classes_are_known_it_is_said_how_many_were_recognised() -> None:
-    assert plot_of(result([0.9, 0.8, 0.4], label="ALL"))["notes"][0] == "Recognised: 2 of 3 blasts."
+def test_where_classes_are_known_it_is_said_how_many_were_given_them() -> None:
+    """The second is more probably a blast, and not sure."""
+    assert plot_of(result([0.9, 0.6, 0.4], label="ALL"))["notes"][0] == "Given their class: 1 of 3 blasts."
 
 
 def test_people_of_the_training_are_a_caveat() -> None:

@@ -238,14 +238,14 @@ def _named(cells: FramedCells, subjects: list[str], **info: Any) -> FramedCells:
             r"^class ALL: 6 cells of 2 subject\(s\); recalibration needs 50 cells of 5 subjects of each class",
         ),
         (lambda cells: _named(cells, list(cells.row_of)), r"^class ALL: 6 cells of 6 subject\(s\); recalibration"),
-        (lambda cells: _named(cells, [""] * 12), r"its subject is not known; .* --labels$"),
+        (lambda cells: _named(cells, [""] * 12), r"its subject is not known; .* or --subject_column$"),
         (
             lambda cells: _named(cells, cells.subjects, labels=("blast", "normal")),
-            r"^the cells are labelled blast, normal, but .* predicts ALL, HEM; ",
+            r": its classes are ALL, HEM, but the data set has blast, normal; name the class ",
         ),
         (
             lambda cells: _named(cells, ["H1"] * 12, name="cnmc2019"),
-            r": was trained on subject H1 and is overconfident .*; recalibrate it on other subjects$",
+            r": its data hold 1 subject\(s\) of these, and it is overconfident .*; recalibrate it on others$",
         ),
     ],
     ids=["few subjects", "few cells", "nameless", "other classes", "trained on"],
@@ -266,6 +266,6 @@ def test_training_cells_in_folders_of_another_name_are_refused(
     names = tuple(f"UID_{n}_all" for n in range(12))
     predictions = replace(predictions_of(load_release(known), few), cell_ids=names)
     predictions.save(known / "predictions" / "subject_cv.parquet")
-    with pytest.raises(LeukoscopeError, match=r"known: its own data contain 12 of these 12 cells, and"):
+    with pytest.raises(LeukoscopeError, match=r"known: its data hold 12 cells of these, and"):
         recalibrate(known, few, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()

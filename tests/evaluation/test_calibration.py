@@ -193,7 +193,7 @@ def test_a_cell_of_unknown_subject_is_refused_by_name(calibrated_cells: Maker) -
 
     assert str(refused.value) == (
         "cell cell-50: its subject is not known; calibration and thresholds are measured on unseen subjects: give "
-        "--subject_pattern, --subject_folders or --labels"
+        "--subject_pattern, --subject_folders, --labels or --subject_column"
     )
 
 

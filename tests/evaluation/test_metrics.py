@@ -254,16 +254,17 @@ def test_the_metric_combines_with_others_and_takes_batches(ten: CellPredictions,
     import evaluate
 
     metric = evaluate.combine({"cells": cell_metric(LABELS)}, force_prefix=True)
+    references = references_of(ten)
     for part in (slice(0, 4), slice(4, 10)):
-        metric.add_batch(predictions=ten.probabilities[part], references=ten.references[part])
+        metric.add_batch(predictions=ten.probabilities[part], references=references[part])
     batched = metric.compute()
     assert batched["cells_confusion_matrix"] == metrics["confusion_matrix"]
     assert batched["cells_auroc"] == pytest.approx(metrics["auroc"])
 
 
-def test_with_subjects_as_references_the_metric_gives_the_figures_of_measure() -> None:
+def test_the_metric_gives_the_figures_of_measure() -> None:
     cells = _uneven(areas=False)
-    metric = cell_metric(cells.label_names, subjects=True)
+    metric = cell_metric(cells.label_names)
     references = references_of(cells)
     half = len(references) // 2
     for part in (slice(0, half), slice(half, None)):
@@ -280,6 +281,6 @@ def test_the_metric_writes_nothing_so_that_no_cache_can_stop_it(
     monkeypatch.setenv("LEUKOSCOPE_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.chdir(tmp_path)
     metric = cell_metric(LABELS)
-    metric.add_batch(predictions=ten.probabilities, references=ten.references)
+    metric.add_batch(predictions=ten.probabilities, references=references_of(ten))
     assert metric.compute()["cells"] == len(ten.cell_ids)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -11,7 +11,6 @@ from leukoscope.inference.prediction import Checks, Decision, Reason, Thresholds
 from leukoscope.models.metrics import Metrics
 from leukoscope.reports.words import (
     brief_reason,
-    class_words,
     foreign_text,
     meanings_text,
     model_text,
@@ -89,11 +88,6 @@ def test_a_release_is_described_in_one_line() -> None:
         model_text(Metrics.from_content({**CONTENT, "data": {"title": "B-ALL", "unit": "block", "licence": ""}}))
         == "Trained on B-ALL"
     )
-
-
-def test_a_class_is_told_by_the_percentage_that_stands_beside_it() -> None:
-    """90 % was "Probably" in one row and "Looks like" in the next."""
-    assert [class_words(share) for share in (0.894, 0.8951, 0.9, 0.999)] == ["Probably", *["Looks like"] * 3]
 
 
 def test_a_refused_picture_is_told_how_far_it_is_from_the_training_cells() -> None:

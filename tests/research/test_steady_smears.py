@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from leukoscope.inference.smear import UNSTEADY
 from research import steady_smears
 from research.outlines import outline
 
@@ -42,3 +44,9 @@ def test_a_disc_is_round_and_whole_and_a_half_moon_is_not() -> None:
     assert solidity > 0.97 and holes == 0 and pieces == 1 and 0.85 < roundness < 1 and area == disc.sum()
     torn = outline(Image.fromarray(np.repeat(moon[..., None] * np.uint8(99), 3, 2)))
     assert torn[0] < 0.85 and torn[3] < 0.6
+
+
+def test_a_smear_says_what_was_measured() -> None:
+    changes = json.loads(steady_smears.RESULTS.read_text())["today"]["changes"]
+    fewest, most = sorted(round(changes[f"scale {sign}0.5 %"]["outcome_changed"]) for sign in "+-")
+    assert f"{fewest} to {most} got another one" in UNSTEADY

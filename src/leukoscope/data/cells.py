@@ -167,9 +167,7 @@ def assemble(
     if info.name not in DATASETS or info.find_cells is find_class_folders:
         info = replace(info, background=_background(images))
     subjects = [info.canonical_subject(row.subject) for row in rows]
-    named = zip(rows, subjects, strict=True)
-    places = {subject: f"cell {row.cell_id}" for row, subject in named if subject}
-    check_subject_ids(places, source)
+    check_subject_ids(zip(subjects, (f"cell {row.cell_id}" for row in rows), strict=True), source)
     columns = {
         "label": [row.label for row in rows],
         "subject": subjects,

@@ -126,10 +126,8 @@ def _file(path: str | Path) -> Path:
     try:
         if not file.exists():
             raise UnreachableImage(f"{path}: no such file; check the path")
-        if file.is_dir():
-            raise UnreadableImage(f"{path}: is a folder; name an image file inside it")
         if not file.is_file():
-            raise UnreadableImage(f"{path}: is a pipe or a device, not a regular file; name an image file")
+            raise UnreadableImage(f"{path}: is a folder, a pipe or a device; name an image file")
         _require_content(file.stat().st_size, path)
     except (OSError, ValueError) as error:  # a name that is too long or holds a zero byte, a folder closed to us
         raise UnreachableImage(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from decimal import Decimal
 from itertools import groupby
 from unicodedata import category, normalize
@@ -65,16 +65,20 @@ def _kind(sign: str) -> str:
     return ""
 
 
-def check_subject_ids(places: Mapping[str, str], source: str) -> None:
+def check_subject_ids(named: Iterable[tuple[str, str]], source: str) -> None:
     """Refuse ids that may stand for two people, and two ids that may stand for one person.
 
     Args:
-        places: each subject of a data set, and where it is named, such as "row 2 of cells.csv".
+        named: subjects of a data set, each with where it is named, such as "cell 7"; "" is no subject.
         source: the data set, for messages.
 
     Raises:
         DataError: an id in a spreadsheet's scientific form, or two spellings of one `subject_key`.
     """
+    places: dict[str, str] = {}
+    for subject, place in named:
+        places.setdefault(subject, place)
+    places.pop("", None)
     spelt: dict[tuple[str, ...], str] = {}
     for subject, place in places.items():
         if _SCIENTIFIC.fullmatch(subject):

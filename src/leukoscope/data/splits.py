@@ -133,7 +133,6 @@ def make_split(
     validation: bool = True,
     train_folds: Sequence[str] = ("fold_0",),
     test_folds: Sequence[str] = ("fold_1",),
-    train_val_split: float = TRAIN_VAL_SPLIT,
 ) -> Split:
     """Draw a split and assert that its sides are disjoint.
 
@@ -143,8 +142,6 @@ def make_split(
             `official` (the publisher's named folds), `all` (train on everything: for a final release), `given` (the
             data set's own splits); None takes `given` where there are some, else `subject`. All stratify by class.
         validation: set part of the training side apart to choose the checkpoint.
-        train_val_split: `given` without a validation split: about which share of train that part is, 0–1; of whole
-            subjects at most a half.
 
     Raises:
         LeukoscopeError: unknown strategy, too few groups, missing folds, or data without the required group.
@@ -163,7 +160,7 @@ def make_split(
     elif strategy == "all":
         detail = "every cell trains"
     elif strategy == "given":
-        train, val, test, detail = cells.own_sides(train_val_split if validation else 0)
+        train, val, test, detail = cells.own_sides(validation=validation)
     elif strategy == "official":
         train = cells.in_folds(train_folds)
         test = cells.in_folds(test_folds)
@@ -322,12 +319,12 @@ class _Cells:
     def _fewest_subjects(self, folds: list[list[int]]) -> int:
         return self.rarest(chain.from_iterable(folds))[0]
 
-    def own_sides(self, train_val_split: float) -> tuple[list[int], list[int], list[int], str]:
-        """The data set's own sides and what they are; without a validation side, this share of train becomes one."""
+    def own_sides(self, *, validation: bool) -> tuple[list[int], list[int], list[int], str]:
+        """The data set's own sides and what they are; a missing validation side is taken from train if wanted."""
         train, val, test = ([i for i, fold in enumerate(self.folds) if fold == side] for side in SPLIT_SIDES)
         detail = "the data set's own splits"
-        if not val and train_val_split:
-            train, val = self.apart(train, train_val_split, "leave the validation side out with --no_validation")
+        if validation and not val:
+            train, val = self.apart(train, TRAIN_VAL_SPLIT, "leave the validation side out with --no_validation")
             # With whole groups, the share differs from the one that was asked for.
             share = len(val) / (len(train) + len(val))
             detail += f", {share:.0%} of train set apart for validation by {self.group.replace('cell', 'image')}"

@@ -96,8 +96,7 @@ class CellTable:
 
     def with_checked_ids(self) -> CellTable:
         """The same table; refuses ids as `check_subject_ids` does, where no alias may join them."""
-        places = {row.subject: f"row {row.number}" for row in self.rows if row.subject}
-        check_subject_ids(places, self.name)
+        check_subject_ids(((row.subject, f"row {row.number}") for row in self.rows), self.name)
         return self
 
 

@@ -15,7 +15,16 @@ from leukoscope.demo.components import CellStage, PictureStrip, VerdictCard
 from leukoscope.demo.models import Models
 from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, Picture, Row, Stage, examples
 from leukoscope.demo.stage import answered_stage, cell_stage
-from leukoscope.demo.uploads import HANDED_OVER, LOST_AT_RELOAD, OWN, SMEAR_PIXELS, Chosen, Visit, as_chosen, as_example
+from leukoscope.demo.uploads import (
+    HANDED_OVER,
+    LOST_AT_RELOAD,
+    OWN_NAME,
+    SMEAR_PIXELS,
+    Chosen,
+    Visit,
+    as_chosen,
+    as_example,
+)
 from leukoscope.inference.prediction import NOT_A_CELL
 
 PEOPLE_NAME = "people"
@@ -144,7 +153,7 @@ def hand_over(page: Page, visit: Visit, tab: str, chosen: Chosen) -> dict[Any, A
 
 def open_as_cell(page: Page, visit: Visit, picture: Picture, source: str, number: int) -> dict[Any, Any]:
     """Show a cell of a smear or batch in the tab of one cell; its source is an example, or "" for what was given."""
-    key = f"{source or OWN}-cell-{number + 1}-{visit.asked[picture.back]}"
+    key = f"{source or OWN_NAME}-cell-{number + 1}-{visit.asked[picture.back]}"
     visit.keep(key, picture)
     return {page.tabs: gr.Tabs(selected="cell"), page.cell: as_example(key)}
 
@@ -183,7 +192,7 @@ def open_address(page: Page, visit: Visit, request: gr.Request) -> dict[Any, Any
     if name in (*CELL_NAMES, SMEAR_NAME, PEOPLE_NAME):
         opened[strips[tab_of_example]] = as_example(name)
     elif asked.get("own") and tab in strips:
-        opened[strips[tab]] = as_example(OWN)
+        opened[strips[tab]] = as_example(OWN_NAME)
     return opened
 
 

@@ -105,13 +105,13 @@ class Stage(TypedDict, total=False):
     back: str
     map: str
     map_label: str
-    map_state: str  # "passed", "failed", "unchecked"; "" where there is none
+    map_state: str  # "passed", "unreliable", "unchecked"; "" where there is none
+    map_saved: str  # lines below a map that is saved
     map_words: str
     map_of: str  # the model whose maps passed where those of this one failed
     map_of_name: str
     tiles: list[Row]
     tiles_words: str
-    view: str  # that is opened; "" leaves it as it is
 
 
 def full(image: Image.Image) -> str:

@@ -33,7 +33,7 @@ ANSWER_SECONDS = 300  # a program fetches the picture of its answer at once
 SWEEP_SECONDS = 60
 ANSWERS = "answers"
 FOLDER = "leukoscope-"  # how the names of folders of processes begin
-OWN = "own"  # what was given and is lost, as a strip and the page's address call it
+OWN_NAME = "own"  # what was given and is lost, as a strip and the page's address call it
 HANDED_OVER = "handed"  # what was given as a cell, as the strip of another tab calls it
 LOST_AT_RELOAD = "Your picture was not kept when the page was loaded again. Give it again, or choose an example."
 LOST = "This is no upload of yours, or it was deleted; give it again."
@@ -225,7 +225,7 @@ class Visit:
     def chosen(self, tab: str, value: Any) -> Chosen:
         """What the strip of a tab was given, there or as a cell; errors as of `as_chosen`, or that it is lost."""
         chosen = as_chosen(value)
-        if chosen.example == OWN:
+        if chosen.example == OWN_NAME:
             raise DataError(LOST_AT_RELOAD)
         if not chosen.example.startswith(HANDED_OVER):
             return chosen

@@ -23,7 +23,7 @@ from leukoscope.evaluation import bootstrap, calibration
 from leukoscope.evaluation.baselines import size_only_out_of_fold
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
 from leukoscope.evaluation.metrics import NOT_KNOWN, headline, measure
-from leukoscope.evaluation.overlap import Overlap, seen_of
+from leukoscope.evaluation.overlap import seen_of
 from leukoscope.evaluation.predict import predict_cells
 from leukoscope.evaluation.predictions import CellPredictions
 from leukoscope.evaluation.subjects import subject_rule_block, why_no_rule
@@ -320,12 +320,6 @@ def recalibrate(source: Path, cells: FramedCells, target: Path, *, name: str = "
 
 def predictions_of(release: Release, cells: FramedCells) -> CellPredictions:
     """Predict the cells with the release's own network, in float32; an error where the classes differ."""
-    theirs = cells.data.info.labels
-    if set(theirs) != set(release.labels):
-        raise DataError(
-            f"the cells are labelled {', '.join(theirs)}, but {release.name} predicts {', '.join(release.labels)}; "
-            "rename the class folders to the release's labels"
-        )
     ids = tuple(cells.data.train["cell_id"])
     predictor = Predictor(release, Runtime(device="cpu"))
     predictions = predict_cells(predictor, cells.data, ids, batch_size=8).with_labels(release.labels)
@@ -335,30 +329,23 @@ def predictions_of(release: Release, cells: FramedCells) -> CellPredictions:
 
 def _refuse_training_cells(release: Release, cells: FramedCells) -> bool:
     """Refuse cells that trained the release; return whether it is certain that these did not."""
-    ids = tuple(cells.data.train["cell_id"])
-    seen = seen_of(release, cells, ids)
-    if seen.overlap is Overlap.SUBJECTS:
+    seen = seen_of(release, cells, tuple(cells.data.train["cell_id"]))
+    held = seen.held(cells.data.info.group)
+    if held:
         raise DataError(
-            f"{release.name}: was trained on subject {seen.subjects[0]} and is overconfident on training cells; "
-            "recalibrate it on other subjects"
-        )
-    if seen.cells:
-        raise DataError(
-            f"{release.name}: its own data contain {seen.cells:,} of these {len(ids):,} cells, and it is overconfident "
-            "on training cells; recalibrate it on other cells"
+            f"{release.name}: its data hold {held} of these, and it is overconfident on training cells; recalibrate it "
+            "on others"
         )
     return seen.overlap.certain
 
 
 def _require_enough(predictions: CellPredictions, unit: str) -> None:
     predictions.require_subjects("recalibration is measured subject by subject")
-    subjects = np.asarray(predictions.subjects)
-    for k, label in enumerate(predictions.label_names):
-        mine = predictions.references == k
-        subject_count = len(set(subjects[mine]))
-        if subject_count < MIN_SUBJECTS_TO_RECALIBRATE or mine.sum() < MIN_CELLS_TO_RECALIBRATE:
+    for k, (label, subjects) in enumerate(predictions.subjects_of_class.items()):
+        cells = np.count_nonzero(predictions.references == k)
+        if subjects < MIN_SUBJECTS_TO_RECALIBRATE or cells < MIN_CELLS_TO_RECALIBRATE:
             needed = f"{MIN_CELLS_TO_RECALIBRATE} cells of {MIN_SUBJECTS_TO_RECALIBRATE} {unit}s of each class"
             raise DataError(
-                f"class {label}: {mine.sum()} cells of {subject_count} {unit}(s); recalibration needs {needed}; with "
-                "fewer, its thresholds are chance"
+                f"class {label}: {cells} cells of {subjects} {unit}(s); recalibration needs {needed}; with fewer, its "
+                "thresholds are chance"
             )

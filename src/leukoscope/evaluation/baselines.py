@@ -6,7 +6,7 @@ and tested on the same sides of the split as a network.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -39,20 +39,15 @@ LEAST_SOLIDITY = 0.85
 """The area of a cell over that of its convex hull; 97 of 100 official cells of C-NMC exceed it."""
 
 
-def trivial_features(cells: Iterable[np.ndarray], background: Literal["black", "smear"]) -> dict[str, np.ndarray]:
-    """Compute features that do not depend on the appearance of a cell: key of `TRIVIAL_FEATURES` → (N, D) float.
+def trivial_features(cell: np.ndarray, background: Literal["black", "smear"]) -> dict[str, np.ndarray]:
+    """Compute features that do not depend on the appearance of a cell: key of `TRIVIAL_FEATURES` → (D,) float.
 
-    Of the N images, (S, S, 3) uint8, one is read at a time. Cells cut out on black have no background and no scale bar;
-    the size of a cell in a smear needs a segmentation. These features are left out there.
+    The cell is (S, S, 3) uint8. Cells cut out on black have no background and no scale bar; the size of a cell in a
+    smear needs a segmentation. These features are left out there.
     """
-    features_of = _smear_features
     if background == "black":
-        features_of = _black_features
-    rows = [features_of(cell) for cell in cells]
-    features = {}
-    for name in rows[0]:
-        features[name] = np.stack([row[name] for row in rows])
-    return features
+        return _black_features(cell)
+    return _smear_features(cell)
 
 
 def log_areas(areas: np.ndarray) -> np.ndarray:

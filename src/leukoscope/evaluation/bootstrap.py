@@ -50,18 +50,6 @@ class BootstrapSamples:
         np.add.at(per_unit, self.unit_of_cell, per_cell)
         return np.concatenate([counts @ per_unit for counts in self.chunks()])
 
-    def means(self, per_cell: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Average a quantity over the cells of each sample: (N,) or (N, F) → (D,) or (D, F).
-
-        Args:
-            weights: of the shape of `per_cell`, such as a mask of the cells that count; equal where None. A sample
-                without weight has the mean NaN.
-        """
-        if weights is None:
-            weights = np.ones(per_cell.shape)
-        with np.errstate(invalid="ignore"):
-            return self.sums(per_cell * weights) / self.sums(weights.astype(float))
-
     def auroc(
         self,
         scores: np.ndarray,
@@ -133,10 +121,14 @@ class BootstrapSamples:
         return {"low": float(low), "high": float(high)}
 
     def mean_interval(
-        self, per_cell: np.ndarray, weights: np.ndarray | None = None, *, of_class: int | None = None
+        self, per_cell: np.ndarray, weights: np.ndarray, *, of_class: int | None = None
     ) -> Interval | None:
-        """Compute the interval of a mean over cells, as `means` and `interval`; None if never defined."""
-        values = self.means(per_cell, weights)
+        """Compute the interval of a mean over cells, as `interval`; None if no sample has a weight.
+
+        `weights` are (N,), such as a mask of the cells that count.
+        """
+        with np.errstate(invalid="ignore"):
+            values = self.sums(per_cell * weights) / self.sums(weights.astype(float))
         if np.isnan(values).all():
             return None
         return self.interval(values, of_class=of_class)
@@ -153,13 +145,9 @@ def bootstrap_subjects(
     predictions.require_subjects("intervals by subject need a subject id for every cell")
     once = _every_subject_once(predictions)
     # A subject with several classes counts once per class.
-    for k, label in enumerate(predictions.label_names):
-        have_it = np.unique(np.asarray(predictions.subjects)[predictions.references == k])
-        if len(have_it) == 1:
-            raise DataError(
-                f"class {label}: only subject {have_it[0]} has it; "
-                "intervals by subject need two or more subjects per class"
-            )
+    for label, count in predictions.subjects_of_class.items():
+        if count == 1:
+            raise DataError(f"class {label}: a single subject has it; intervals by subject need two or more per class")
     return replace(once, counts=_resample(once.classes, samples, seed))
 
 

@@ -6,7 +6,6 @@ so the cells of each subject are measured with the temperature fitted on all oth
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -85,7 +84,7 @@ def leave_one_subject_out(predictions: CellPredictions, needed: int = MIN_SUBJEC
         LeukoscopeError: fewer than `needed` subjects of a class, or a cell of an unknown subject.
     """
     predictions.require_subjects("calibration and thresholds are measured on unseen subjects")
-    for label, count in who_fitted(predictions)["subjects"].items():
+    for label, count in predictions.subjects_of_class.items():
         if count < needed:
             raise DataError(
                 f"class {label}: {count} subject(s) have it; calibration and thresholds need {needed} or more "
@@ -136,9 +135,7 @@ def calibration_block(
 
 def who_fitted(predictions: CellPredictions) -> dict[str, Any]:
     """Count the cells, and the subjects of each class, of a fit."""
-    pairs = set(zip(predictions.subjects, predictions.references.tolist(), strict=True))
-    counts = Counter(predictions.label_names[reference] for _, reference in pairs)
-    return {"cells": len(predictions.cell_ids), "subjects": {name: counts[name] for name in predictions.label_names}}
+    return {"cells": len(predictions.cell_ids), "subjects": predictions.subjects_of_class}
 
 
 def calibration_metrics(predictions: CellPredictions, boot: BootstrapSamples) -> dict[str, Any]:

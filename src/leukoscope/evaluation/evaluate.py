@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from leukoscope import RESEARCH_NOTICE, ConfigError, DataError, LeukoscopeError
 from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import without_damaged
@@ -103,8 +101,6 @@ def build_evaluation(
     except LeukoscopeError as error:
         by_subject = None
         missing = str(error)
-    subjects = np.asarray(predictions.subjects)
-    of_class = {label: subjects[predictions.references == k] for k, label in enumerate(predictions.label_names)}
     return {
         "schema_version": EVALUATION_SCHEMA_VERSION,
         "notice": RESEARCH_NOTICE,
@@ -121,7 +117,7 @@ def build_evaluation(
             "seed": seed,
             "method": "bootstrap within class, expanded percentile (Hesterberg 2015, "
             "doi:10.1080/00031305.2015.1089789)",
-            "subjects": {label: len(set(names.tolist()) - {""}) for label, names in of_class.items()},
+            "subjects": predictions.subjects_of_class,
             "by_subject": by_subject,
             "by_subject_missing": missing,
             "by_cell": bootstrap.cell_intervals(predictions, seed=seed),
@@ -174,12 +170,9 @@ def training_overlap(
         predictions.pixel_hashes,
         split_fingerprints=(cells.whole.fingerprint, cells.whole.test_fingerprint),
     )
-    statement = seen.statement
-    if seen.overlap is Overlap.SAME_DATA and cells.data.own_splits and cells.whole.strategy == "none":
-        statement += " --split given tests the cells of the test split alone."
     counted = seen.overlap in (Overlap.SUBJECTS, Overlap.OTHER_SUBJECTS)
     return {
         "verdict": seen.overlap.verdict,
-        "statement": statement,
+        "statement": seen.statement,
         "subjects": len(seen.subjects) if counted else None,
     }

@@ -88,23 +88,18 @@ def measure(predictions: CellPredictions) -> dict[str, Any]:
     return metrics
 
 
-def cell_metric(label_names: Sequence[str], *, subjects: bool = False) -> evaluate.Metric:
-    """Make an `evaluate.Metric` for K classes: predictions are (N, K) probabilities, its results those of `measure`.
+def cell_metric(label_names: Sequence[str]) -> evaluate.Metric:
+    """Make an `evaluate.Metric` for K classes, whose results are those of `measure`.
 
-    It combines with other metrics of 🤗 evaluate. It fetches nothing, keeps what is added in memory, and writes
-    nothing. Processes gather their predictions first, as Accelerate's `gather_for_metrics` does.
-
-    Args:
-        label_names: in the order of the probabilities.
-        subjects: references are {"label": class, "subject": id}, as of `references_of`, instead of plain classes; the
-            metrics by subject follow.
+    Predictions are (N, K) probabilities in the order of `label_names`, references {"label": class, "subject": id} as of
+    `references_of`; an unknown subject is "". It combines with other metrics of 🤗 evaluate. It fetches nothing, keeps
+    what is added in memory, and writes nothing. Processes gather their predictions first, as Accelerate's
+    `gather_for_metrics` does.
     """
     import datasets
     import evaluate
 
-    reference: Any = datasets.Value("int64")
-    if subjects:
-        reference = {"label": reference, "subject": datasets.Value("string")}
+    reference = {"label": datasets.Value("int64"), "subject": datasets.Value("string")}
     features = datasets.Features(predictions=datasets.List(datasets.Value("float64")), references=reference)
 
     class CellMetric(evaluate.Metric):
@@ -118,17 +113,11 @@ def cell_metric(label_names: Sequence[str], *, subjects: bool = False) -> evalua
             return ""
 
         def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
-            if subjects:
-                labels = [cell["label"] for cell in references]
-                names = tuple(cell["subject"] for cell in references)
-            else:
-                labels = references
-                names = ("",) * len(references)
             return measure(
                 CellPredictions(
-                    tuple(map(str, range(len(labels)))),
-                    names,
-                    np.asarray(labels),
+                    tuple(map(str, range(len(references)))),
+                    tuple(cell["subject"] for cell in references),
+                    np.asarray([cell["label"] for cell in references]),
                     np.asarray(predictions),
                     tuple(label_names),
                 )

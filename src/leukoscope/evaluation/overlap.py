@@ -30,7 +30,6 @@ class ForeignModel:
     """What is known of a model that is no release: its name; how it was trained is not recorded."""
 
     name: str
-    revision: str = ""
     folder: Path | None = None
     blank_rgb: RgbColour = BLACK_RGB
     metrics: Metrics = field(default_factory=Metrics)
@@ -88,6 +87,12 @@ class Seen:
     subjects: tuple[str, ...]
     cells: int
     statement: str
+
+    def held(self, unit: str) -> str:
+        """How many subjects, or else cells, the release was trained on; "" for none. `unit` is what subjects are."""
+        if self.subjects:
+            return f"{len(self.subjects):,} {unit}(s)"
+        return f"{self.cells:,} cells" if self.cells else ""
 
 
 def seen_in_training(

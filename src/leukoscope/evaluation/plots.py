@@ -21,13 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE = "#0072B2"
-VERMILION = "#D55E00"
-GREEN = "#009E73"
-PURPLE = "#CC79A7"
-ORANGE = "#E69F00"
-SKY = "#56B4E9"
-PLOT_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+PLOT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#767676"
 _WIDTH = 8.0  # inches; about the text width of a README at 100 dpi
 _LONGEST_NAME = 12  # characters
@@ -40,13 +34,6 @@ def new_figure(width: float, height: float) -> Figure:
 
     rcParams["text.parse_math"] = False  # a "$" in a label starts no formula
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def plain(*panels: Axes) -> None:
-    """Remove the top and right border of each panel."""
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)
 
 
 def save_plot(figure: Figure, path: Path) -> Path:
@@ -80,7 +67,8 @@ def subject_strip(subjects: Mapping[str, SubjectFigures], label_names: Sequence[
     axes.set_ylim(-0.03, 1.05)
     axes.set_ylabel("accuracy (share of cells)")
     axes.set_xlabel(f"{unit}s, worst first · larger dot: more cells · line: mean over {unit}s", fontsize=9)
-    plain(axes)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -63,8 +64,15 @@ class CellPredictions:
         if "" in self.subjects:
             raise DataError(
                 f"cell {self.cell_ids[self.subjects.index('')]}: its subject is not known; {why}: give "
-                "--subject_pattern, --subject_folders or --labels"
+                "--subject_pattern, --subject_folders, --labels or --subject_column"
             )
+
+    @property
+    def subjects_of_class(self) -> dict[str, int]:
+        """Class → how many named subjects have cells of it."""
+        pairs = set(zip(self.subjects, self.references.tolist(), strict=True))
+        counts = Counter(self.label_names[reference] for subject, reference in pairs if subject)
+        return {name: counts[name] for name in self.label_names}
 
     @property
     def predicted(self) -> np.ndarray:

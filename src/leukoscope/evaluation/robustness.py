@@ -133,7 +133,7 @@ def _row(name: str, before: CellPredictions, after: CellPredictions, boot: Boots
     ]
     row = {key: share(flag) for key, flag in flags.items()}
     ranking = _ranking(after, boot)
-    if boot:
+    if boot and weights is not None:
         own = {key: boot.mean_interval(flag.astype(float), weights) for key, flag in flags.items()}
         ranking["intervals"] = own | ranking["intervals"]
     change = PICTURE_CHANGES[name]
@@ -234,29 +234,25 @@ def robustness_of_folds(
         LeukoscopeError: as `measure_robustness`, or a folder that cannot be read.
     """
     metrics = read_metrics(directory)
-    detectors = _detectors_of_folds(cells, [fold for _, fold in folds])
     parts = []
-    for (folder, fold), detector in zip(folds, detectors, strict=True):
+    for folder, fold in folds:
         release = load_release(folder)
         rescale_classifier(release.network, metrics.temperature / release.metrics.temperature)
         decides = release.metrics.changed(decisions=metrics.decisions)
         # By torch: the graph of the folder is without the temperature.
         predictor = Predictor(replace(release, metrics=decides), Runtime(TORCH))
-        predictor.ood = detector
+        predictor.ood = _detector_of_others(cells, fold)
         parts.append((predictor, fold.cell_ids))
     return measure_robustness(parts, cells.data, estimates=OUT_OF_FOLD, at_most=at_most)
 
 
-def _detectors_of_folds(cells: FramedCells, folds: Sequence[CellPredictions]) -> list[OodDetector | None]:
-    """An OOD detector for the cells of each fold, fitted on all others; None for all where these are too few."""
-    ids = cells.data.train["cell_id"][:]
-    detectors: list[OodDetector | None] = []
+def _detector_of_others(cells: FramedCells, fold: CellPredictions) -> OodDetector | None:
+    """An OOD detector for the cells of a fold, fitted on all others; None where these are too few."""
+    tested = set(fold.cell_ids)
+    others = tuple(cell for cell in cells.data.train["cell_id"][:] if cell not in tested)
     try:
-        for fold in folds:
-            tested = set(fold.cell_ids)
-            detector, _ = fit_detector_on(cells, tuple(cell for cell in ids if cell not in tested))
-            detectors.append(detector)
+        detector, _ = fit_detector_on(cells, others)
     except LeukoscopeError as error:
-        note(f"robustness: no OOD detector for the folds, so no changed picture is refused: {error}")
-        return [None] * len(folds)
-    return detectors
+        note(f"robustness: no changed picture of a fold is refused, because it has no OOD detector: {error}")
+        return None
+    return detector

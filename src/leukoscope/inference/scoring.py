@@ -113,7 +113,7 @@ def open_source(named: str, reading: Reading = NO_FLAGS) -> CellSource:
     source = _of_folder(path, reading) if path.is_dir() else _of_table(path, reading)
     if not source.cells:
         raise DataError(f"{named}: holds no cell; give a folder of images, or a table with rows")
-    check_subject_ids({cell.subject: cell.file for cell in source.cells if cell.subject}, named)
+    check_subject_ids(((cell.subject, cell.file) for cell in source.cells), named)
     return source
 
 

@@ -40,8 +40,6 @@ FOREIGN_SENTENCE = (
     "Its {part} is unlike that of the training cells. As a whole it is {times} times as far from them as the limit "
     "allows; 98 of 100 cells of their kind stay below it. This happens with another stain, microscope or kind of cell."
 )
-# From this probability on, the text says "Looks like" rather than "Probably".
-FIRM = 0.9
 _IN_FULL = {"ALL": "a blast of acute lymphoblastic leukaemia", "HEM": "a normal cell, a B-cell precursor"}
 SYNTHETIC = (
     "This model was trained on synthetic phantoms, not on real cells: its predictions mean nothing outside them."
@@ -102,13 +100,6 @@ def brief_reason(reason: Reason, most_probable: str) -> str:
     if reason.code == "explanation_off_cell":
         return reason.fill("Only {value:.0%} of its map lies on the cell; {limit:.0%} or more is usual.")
     return reason.text
-
-
-def class_words(share: float) -> str:
-    """The words before a class of this probability; they follow the whole percentage that is shown beside them."""
-    if round(100 * share) >= round(100 * FIRM):
-        return "Looks like"
-    return "Probably"
 
 
 def one(label: str) -> str:

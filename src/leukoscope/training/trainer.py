@@ -120,19 +120,16 @@ class Trainer:
         remove_autocast(accelerator, self.model)
         if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
             keep_depthwise_float32(network)
-        self.state = TrainingState(accelerator, network, optimizer, scheduler, average=self._make_average())
+        average = None
+        if recipe.ema_decay:
+            # The decay rises to the recipe's: an average that remembers random start weights is useless in a short run.
+            average = ModelEmaV3(network, decay=recipe.ema_decay, use_warmup=True)
+        self.state = TrainingState(accelerator, network, optimizer, scheduler, average=average)
         if accelerator.process_index:
             # Dropout must not strike the same units in every process.
             torch.manual_seed(seed + accelerator.process_index)
         if checkpoints and checkpoints.resumed:
             self.state.restore(checkpoints.resumed)
-
-    def _make_average(self) -> ModelEmaV3 | None:
-        """The moving average of the weights, where the recipe keeps one."""
-        if not self.recipe.ema_decay:
-            return None
-        # The decay rises to the recipe's: an average that remembers random start weights is useless in a short run.
-        return ModelEmaV3(self.network, decay=self.recipe.ema_decay, use_warmup=True)
 
     # What a trainer of another optimiser, loss or selection overrides
 
@@ -334,7 +331,7 @@ class Trainer:
             loss = self.compute_loss(logits.to(device), labels.to(device), self.state.eval_network)
         # Of all processes' cells, so that they come to one decision.
         predictions = self._predictions(logits, rows)
-        metric = cell_metric(predictions.label_names, subjects=True)
+        metric = cell_metric(predictions.label_names)
         measured = metric.compute(predictions=predictions.probabilities, references=references_of(predictions))
         metrics = {"loss": float(loss), **measured}
         columns = [name for name in _VALIDATION_METRICS if metrics.get(name) is not None]
