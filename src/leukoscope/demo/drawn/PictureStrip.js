@@ -56,7 +56,8 @@ function press(event) {
     window.leukoscope.asked += 1;
     note("");
     tell({ words: "Asking the model …" });
-    props.value = { ...props.value, example: tile.dataset.name, files: [] };
+    // With a number of its own: the same tile asks again.
+    props.value = { ...props.value, example: tile.dataset.name, files: [], asked: window.leukoscope.asked };
   }
 }
 
