@@ -54,19 +54,29 @@ def answer_of(page: dict[str, list[Handler]], model: str, visit: Visit) -> list[
 
 def test_a_cell_is_shown_at_once_and_then_answered_step_by_step(page: dict[str, list[Handler]]) -> None:
     visit = Visit()
-    started = by_name(page["start"][0](given(sent(png(), "my cell.png")), visit))
+    started = by_name(page["start"][0](given(sent(png(), "my cell.png")), "tiny", visit))
     assert started["cell-stage"]["name"] == "my cell.png" and started["cell-card"]["waiting"]
     cards = [by_name(step)["cell-card"] for step in answer_of(page, "tiny", visit)]
     assert cards[0]["checking"] and not cards[-1]["checking"] and cards[-1]["others"][0]["name"] == "other"
     assert cards[-1]["saved"].startswith("data:application/json")
 
 
+def test_an_example_that_was_answered_is_shown_with_its_answer(page: dict[str, list[Handler]]) -> None:
+    visit = Visit()
+    page["start"][0]({"example": "6", "files": []}, "tiny", visit)
+    answered = by_name(answer_of(page, "tiny", visit)[-1])
+    again = by_name(page["start"][0]({"example": "6", "files": []}, "tiny", visit))
+    assert again == answered and answer_of(page, "tiny", visit) == []
+    other = by_name(page["start"][0]({"example": "6", "files": []}, "other", visit))
+    assert other["cell-card"]["waiting"]
+
+
 def test_a_newer_question_ends_an_answer(page: dict[str, list[Handler]]) -> None:
     visit = Visit()
-    page["start"][0]({"example": "1", "files": []}, visit)
+    page["start"][0]({"example": "1", "files": []}, "tiny", visit)
     steps = page["answer"][0](None, "tiny", visit)
     assert (by_name(next(steps)), "cell-card" in by_name(next(steps))) == ({}, True)
-    page["start"][0]({"example": "2", "files": []}, visit)
+    page["start"][0]({"example": "2", "files": []}, "tiny", visit)
     assert list(steps) == []
 
 
@@ -83,21 +93,21 @@ def test_what_is_lost_or_no_picture_is_said_and_no_other_cell_is_shown(
     page: dict[str, list[Handler]], chosen: Any, problem: str
 ) -> None:
     visit = Visit()
-    started = by_name(page["start"][0](chosen, visit))
+    started = by_name(page["start"][0](chosen, "tiny", visit))
     assert started["cell-card"]["problem"].startswith(problem) and started["cell-stage"] == {}
     assert answer_of(page, "tiny", visit) == []
 
 
 def test_a_model_that_is_none_is_one_sentence(page: dict[str, list[Handler]]) -> None:
     visit = Visit()
-    page["start"][0]({"example": "1", "files": []}, visit)
+    page["start"][0]({"example": "1", "files": []}, "tiny", visit)
     (step,) = answer_of(page, "../tiny", visit)
     assert by_name(step)["cell-card"]["problem"].startswith("'../tiny' is no model name")
 
 
 def test_a_zip_given_as_a_cell_opens_the_batch(page: dict[str, list[Handler]], own_uploads: Path) -> None:
     visit = Visit()
-    started = page["start"][0](given(packed({"a.png": png(), "b.png": png(cell=1)})), visit)
+    started = page["start"][0](given(packed({"a.png": png(), "b.png": png(cell=1)})), "tiny", visit)
     strip = by_name(started)["batch-strip"]
     assert strip["example"].startswith("handed-") and answer_of(page, "tiny", visit) == []
     batch = by_name(page["start"][2](strip, visit))

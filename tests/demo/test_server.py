@@ -137,7 +137,7 @@ def test_an_event_that_is_none_or_lacks_values_is_one_line(address: str) -> None
     for body, words in (
         ({"fn_index": 9999, "data": []}, "fn_index: expected the number of an event, got 9999"),
         ({"data": []}, "fn_index: expected the number of an event, got null"),
-        ({"fn_index": 0, "data": [1] * 9}, "data: expected a list of 2 values, got"),
+        ({"fn_index": 0, "data": [1] * 9}, "data: expected a list of 3 values, got"),
     ):
         answer = httpx.post(f"{address}gradio_api/queue/join", json=body, timeout=60)
         assert answer.status_code == 422 and answer.json()["detail"].startswith(words)

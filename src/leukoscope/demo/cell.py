@@ -13,7 +13,7 @@ from leukoscope import DataError, LeukoscopeError
 from leukoscope.demo.answers import Answer, Card, cell_card, other_lines, steps
 from leukoscope.demo.components import CellStage, PictureStrip, VerdictCard
 from leukoscope.demo.models import Models
-from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, Picture, Row, Stage, examples
+from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, Picture, Stage, examples
 from leukoscope.demo.stage import answered_stage, cell_stage
 from leukoscope.demo.uploads import (
     HANDED_OVER,
@@ -78,18 +78,22 @@ def cell_tab(page: Page) -> None:
             card = VerdictCard(CELL_WAITING, elem_id="cell-card")
     page.cell.render()  # type: ignore[no-untyped-call]
 
-    def start(strip: Any, visit: Visit) -> dict[Any, Any]:
-        """Show the cell at once, and a card that waits; several files and zips go to their tab."""
+    def start(strip: Any, model: str, visit: Visit) -> dict[Any, Any]:
+        """Show the cell at once, with a kept answer or a card that waits; several files and zips go to their tab."""
         visit.asked["cell"] += 1
         visit.cell = None
         try:
             chosen = visit.chosen("cell", strip)
             if chosen.is_batch:
                 return {page.visit: visit, **hand_over(page, visit, "batch", chosen)}
-            visit.cell = chosen_cell(chosen, visit)
+            picture = chosen_cell(chosen, visit)
         except LeukoscopeError as error:
             return {card: Card(problem=str(error)), stage: Stage(), page.visit: visit}
-        return {card: CELL_WAITING, stage: cell_stage(visit.cell), page.visit: visit}
+        kept = page.models.drawn.get((model, picture.example))
+        if kept:
+            return {card: kept[0], stage: kept[1], page.visit: visit}
+        visit.cell = picture
+        return {card: CELL_WAITING, stage: cell_stage(picture), page.visit: visit}
 
     def answer(strip: Any, model: str, visit: Visit) -> Iterator[dict[Any, Any]]:
         """What the model says, again and again as more is known; ends once something else is asked."""
@@ -98,35 +102,40 @@ def cell_tab(page: Page) -> None:
         if visit.cell is None:
             return
         try:
-            for answer, others in answers(page.models, visit.cell, model):
+            for answer, *drawn in answers(page.models, visit.cell, model):
                 if visit.asked["cell"] != number:
                     return
                 if answer.outcome == NOT_A_CELL and not (answer.picture.example or answer.picture.back):
                     yield hand_over(page, visit, "smear", as_chosen(strip))
                     return
-                yield {card: cell_card(answer, others), stage: answered_stage(answer, others)}
+                yield dict(zip([card, stage], drawn, strict=True))
         except LeukoscopeError as error:
             if visit.asked["cell"] == number:
                 yield {card: Card(problem=str(error))}
 
     changed = [page.cell.change, page.model.change]
     outputs = [card, stage, page.tabs, page.smear, page.batch, page.visit]
-    started = gr.on(changed, start, [page.cell, page.visit], outputs, **STARTING_EVENT)
+    started = gr.on(changed, start, [page.cell, page.model, page.visit], outputs, **STARTING_EVENT)
     queue: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "cell"}
     started.success(answer, [page.cell, page.model, page.visit], outputs, **queue, **ANSWERING_EVENT)
     gr.on([card.input, stage.input], chosen_model, page.model, page.model, **PRIVATE_EVENT)
     stage.submit(go_back, None, page.tabs, **PRIVATE_EVENT)
 
 
-def answers(models: Models, picture: Picture, model: str) -> Iterator[tuple[Answer, list[Row]]]:
-    """What a model says of a cell as it becomes known, at last with a line of every other one.
+def answers(models: Models, picture: Picture, model: str) -> Iterator[tuple[Answer, Card, Stage]]:
+    """What a model says of a cell as it becomes known, drawn; at last with a line of every other one, and kept.
 
     Raises:
         LeukoscopeError: the model gives no answer.
     """
     for answer in steps(models, picture, model):
-        yield answer, []
-    yield answer, list(other_lines(models, picture, answer.model))
+        yield answer, cell_card(answer), answered_stage(answer)
+    others = list(other_lines(models, picture, answer.model))
+    card = cell_card(answer, others)
+    stage = answered_stage(answer, others)
+    if picture.example and model in models.names:
+        models.drawn[model, picture.example] = (card, stage)
+    yield answer, card, stage
 
 
 def chosen_cell(chosen: Chosen, visit: Visit) -> Picture:
