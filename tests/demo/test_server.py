@@ -27,8 +27,6 @@ SERVE = "import sys; from pathlib import Path; from leukoscope.demo.server impor
 SERVE += "serve(Path(sys.argv[1]), Path('no'), '127.0.0.1', int(os.environ['GRADIO_SERVER_PORT']))"
 FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
