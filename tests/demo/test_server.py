@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,37 +17,53 @@ from gradio_client import Client, handle_file
 from asked import ROOT, packed, png
 from leukoscope import RESEARCH_NOTICE, ConfigError
 from leukoscope.demo import require_gradio
+from leukoscope.demo.app import build
 from leukoscope.demo.guard import MAX_BODY
-from leukoscope.demo.server import require_free_address
+from leukoscope.demo.models import Models
+from leukoscope.demo.server import launch, require_free_address
 from leukoscope.demo.uploads import LOST
-from served import served
+from served import free_port, served
 
 SERVE = "import sys; from pathlib import Path; from leukoscope.demo.server import serve; import os; "
 SERVE += "serve(Path(sys.argv[1]), Path('no'), '127.0.0.1', int(os.environ['GRADIO_SERVER_PORT']))"
 FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("served")
+@pytest.fixture(scope="module", autouse=True)
+def own_uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One folder for all tests: the server that runs through them knows no other."""
+    folder = tmp_path_factory.mktemp("uploads")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GRADIO_TEMP_DIR", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="module")
-def address(tiny_release: Path, folder: Path) -> Iterator[str]:
-    shutil.copytree(tiny_release, folder / "releases" / "tiny")
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    command = (sys.executable, "-c", SERVE, folder / "releases")
-    with served(folder, *command, environment=environment) as (address, _):
-        yield address
+def address(tiny_release: Path, own_uploads: Path) -> Iterator[str]:
+    """The demo, served by threads of this process."""
+    demo = build(Models({"tiny": tiny_release}))
+    port = free_port()
+    launch(demo, "127.0.0.1", port)
+    yield f"http://127.0.0.1:{port}/"
+    demo.close(verbose=False)
 
 
 @pytest.fixture(scope="module")
-def client(address: str, folder: Path) -> Any:
-    return Client(address, verbose=False, httpx_kwargs={"timeout": 300}, download_files=str(folder / "answers"))
+def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    answers = tmp_path_factory.mktemp("answers")
+    return Client(address, verbose=False, httpx_kwargs={"timeout": 300}, download_files=str(answers))
+
+
+@pytest.fixture(autouse=True)
+def no_traceback(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Whatever is asked, the server's log stays readable."""
+    yield
+    log = "".join(capfd.readouterr())
+    assert "Traceback" not in log, log
 
 
 def uploads_left(folder: Path) -> list[Path]:
-    return [path for path in (folder / "cache").rglob("*") if path.is_file() and path.name not in ("lock", "image.png")]
+    return [path for path in folder.rglob("*") if path.is_file() and path.name not in ("lock", "image.png")]
 
 
 def test_every_endpoint_is_typed_and_named(client: Any) -> None:
@@ -70,28 +85,30 @@ def test_every_endpoint_is_typed_and_named(client: Any) -> None:
     }
 
 
-def test_visitors_who_send_the_same_cell_are_all_answered_and_nothing_is_left(client: Any, folder: Path) -> None:
-    (folder / "my cell.png").write_bytes(png(side=450))
-    jobs = [client.submit(handle_file(folder / "my cell.png"), "tiny", api_name="/predict") for _ in range(6)]
+def test_visitors_who_send_the_same_cell_are_all_answered_and_nothing_is_left(
+    client: Any, tmp_path: Path, own_uploads: Path
+) -> None:
+    cell = tmp_path / "my cell.png"
+    cell.write_bytes(png(side=450))
+    jobs = [client.submit(handle_file(cell), "tiny", api_name="/predict") for _ in range(6)]
     for job in jobs:
         outcome, probabilities, grad_cam, text, decision = job.result()
         assert outcome in probabilities and sum(probabilities.values()) == pytest.approx(1, abs=1e-6)
         assert Path(grad_cam).is_file() and text.endswith(RESEARCH_NOTICE) and decision["outcome"] == outcome
-    assert uploads_left(folder) == []
+    assert uploads_left(own_uploads) == []
 
 
-def test_a_batch_and_a_smear_are_answered(client: Any, folder: Path) -> None:
-    given = folder / "cells.zip"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("GRADIO_TEMP_DIR", str(folder))
-        Path(packed({"p1/a.png": png(), "p2/b.png": png(cell=1)}).path).replace(given)
+def test_a_batch_and_a_smear_are_answered(client: Any, tmp_path: Path, own_uploads: Path) -> None:
+    cell = tmp_path / "my cell.png"
+    cell.write_bytes(png())
+    given = Path(packed({"p1/a.png": png(), "p2/b.png": png(cell=1)}).path).rename(tmp_path / "cells.zip")
     answers = client.predict([handle_file(given)], "", True, api_name="/batch")
     assert [line["subject"] for line in answers["cells"]] == ["p1", "p2"] and answers["notice"] == RESEARCH_NOTICE
     assert [row["model"] for row in client.predict(api_name="/models")] == ["tiny"]
     assert isinstance(client.predict("tiny", api_name="/model_card"), str)
     with pytest.raises(Exception, match="nothing/../x' is no model name"):
-        client.predict(handle_file(folder / "my cell.png"), "nothing/../x", api_name="/predict")
-    assert uploads_left(folder) == []
+        client.predict(handle_file(cell), "nothing/../x", api_name="/predict")
+    assert uploads_left(own_uploads) == []
 
 
 @pytest.mark.parametrize(

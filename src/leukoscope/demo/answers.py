@@ -114,42 +114,32 @@ class Answer:
 
 
 def ask(models: Models, picture: Picture, name: str, *, explain: bool = True) -> Answer:
-    """Ask one model; with `explain`, for orientations and maps as well. Of an example, the fullest answer is kept.
+    """Ask one model; with `explain`, for orientations and maps as well.
 
     Raises:
         LeukoscopeError: the model cannot be loaded, or the picture not be predicted.
     """
     name = models.checked(name)
-    key = (name, picture.example)
-    answer = models.answers.get(key)
-    if answer and (answer.known.views or not explain):
-        return answer
     predictor = models.predictor(name)
     picture = picture.on(predictor.release.blank_rgb)
     (prediction,) = predictor([picture.image], explain=explain)
     if picture.field_share is not None:
         prediction = prediction.in_field(picture.field_share, predictor.thresholds)
-    answer = Answer(picture, name, predictor.release, predictor.thresholds, prediction)
-    if picture.example and name in models.names:
-        models.answers[key] = answer
-    return answer
+    return Answer(picture, name, predictor.release, predictor.thresholds, prediction)
 
 
 def steps(models: Models, picture: Picture, name: str) -> Iterator[Answer]:
-    """What a model says as it becomes known: the decision, orientations and maps, small changes; of an example once.
+    """What a model says as it becomes known: the decision, orientations and maps, small changes.
 
     Raises:
         LeukoscopeError: as of `ask`.
     """
     answer = ask(models, picture, name, explain=False)
     yield answer
-    if not answer.refused and not answer.known.changed:
+    if not answer.refused:
         answer = ask(models, picture, name)
         yield answer
-        answer = replace(answer, known=models.predictor(name).with_small_changes(answer.known))
-        if (answer.model, picture.example) in models.answers:
-            models.answers[answer.model, picture.example] = answer
-        yield answer
+        yield replace(answer, known=models.predictor(name).with_small_changes(answer.known))
 
 
 def other_lines(models: Models, picture: Picture, name: str) -> Iterator[Row]:

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
 
-from leukoscope import RESEARCH_NOTICE
+from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.demo.batch import batch_tab
-from leukoscope.demo.cell import (
-    ADDRESS_IS_READ,
-    KEEP_IN_ADDRESS,
-    KEEP_MODEL_IN_ADDRESS,
-    PEOPLE_NAME,
-    PRIVATE_EVENT,
-    TAB_NAMES,
-    Page,
-    cell_tab,
-    keep_tab,
-    open_address,
-)
+from leukoscope.demo.cell import PRIVATE_EVENT, Page, cell_tab
 from leukoscope.demo.components import PictureStrip
 from leukoscope.demo.endpoints import add_endpoints
 from leukoscope.demo.evidence import evidence_tab
 from leukoscope.demo.models import Models
 from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, example_tile
 from leukoscope.demo.smear import smear_tab
-from leukoscope.demo.uploads import KEPT_SECONDS, Visit
+from leukoscope.demo.uploads import KEPT_SECONDS, OWN_NAME, Visit, as_example
 from leukoscope.reports.words import short_name
 from leukoscope.synthetic import EXAMPLE_CELLS
 
+PEOPLE_NAME = "people"
+TAB_NAMES = ("cell", "smear", "batch", "evidence")
 ABOUT = """
 **ALL**: a blast, an immature white cell, of acute lymphoblastic leukaemia. **HEM**: a normal cell, a B-cell precursor.
 """
@@ -40,6 +33,23 @@ deleted within six minutes. No visit is logged and nothing is sent elsewhere: th
 models that you name by their Hub id. Leukoscope is open software (Apache-2.0); each model’s card names its data,
 licence and how to cite it. The synthetic pictures are drawn by Leukoscope.
 """
+KEEP_MODEL_IN_ADDRESS = """(model) => {
+  const address = new URL(location);
+  address.searchParams.set("model", model);
+  history.replaceState(null, "", address);
+}"""
+ADDRESS_IS_READ = """() => {
+  window.leukoscopeAddressIsRead = true;
+  // Arrow keys move between tabs.
+  document.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const tabs = [...event.target.closest("[role=tablist]")?.querySelectorAll("[role=tab]") ?? []];
+    const next = step && tabs[(tabs.indexOf(event.target) + step + tabs.length) % tabs.length];
+    next?.focus();
+    next?.click();
+  });
+}"""
+"""Gradio selects the first tab before it asks for what the address names."""
 
 
 def build(models: Models) -> gr.Blocks:
@@ -78,7 +88,7 @@ def build(models: Models) -> gr.Blocks:
             with gr.Tab("Evidence", id="evidence") as evidence:
                 evidence_tab(page, evidence)
         for strip in strips:
-            strip.change(None, strip, js=KEEP_IN_ADDRESS)
+            strip.change(None, strip, js="(chosen) => window.leukoscope.keepInAddress(chosen)")
         model.change(None, model, js=KEEP_MODEL_IN_ADDRESS)
         for tab, name in zip((cell, smear, batch, evidence), TAB_NAMES, strict=True):
             tab.select(None, js=keep_tab(name))
@@ -94,3 +104,38 @@ def build(models: Models) -> gr.Blocks:
         opened = demo.load(open_named, visit, [*strips, model, pages], **PRIVATE_EVENT)
         opened.then(None, js=ADDRESS_IS_READ)
     return demo.queue(default_concurrency_limit=16, max_size=64, api_open=False)
+
+
+def open_address(page: Page, visit: Visit, request: gr.Request) -> dict[Any, Any]:
+    """Open what the page's address names: an example, the model and the tab; by default the first cell."""
+    asked = request.query_params
+    name = asked.get("example", "")
+    tab_of_example = {SMEAR_NAME: "smear", PEOPLE_NAME: "batch"}.get(name, "cell")
+    number = asked.get("cell", "")
+    if number.isdecimal():
+        visit.wanted[tab_of_example] = int(number) - 1
+    opened: dict[Any, Any] = {page.cell: as_example(CELL_NAMES[0]), page.model: next(iter(page.models.names), "")}
+    with suppress(LeukoscopeError):
+        opened[page.model] = page.models.checked(asked.get("model"))
+    tab = asked.get("tab", tab_of_example)
+    if tab in TAB_NAMES:
+        opened[page.tabs] = gr.Tabs(selected=tab)
+    strips = {"cell": page.cell, "smear": page.smear, "batch": page.batch}
+    if name in (*CELL_NAMES, SMEAR_NAME, PEOPLE_NAME):
+        opened[strips[tab_of_example]] = as_example(name)
+    elif asked.get("own") and tab in strips:
+        opened[strips[tab]] = as_example(OWN_NAME)
+    return opened
+
+
+def keep_tab(tab: str) -> str:
+    """JavaScript that writes into the address which tab is open, once the page has read it."""
+    name = json.dumps("" if tab == TAB_NAMES[0] else tab)
+    return f"""() => {{
+  if (!window.leukoscopeAddressIsRead) return;
+  // Keys go on from here, where what was pressed is in another tab.
+  setTimeout(() => document.activeElement === document.body && document.querySelector("[role=tab].selected")?.focus());
+  const address = new URL(location);
+  {name} ? address.searchParams.set("tab", {name}) : address.searchParams.delete("tab");
+  history.replaceState(null, "", address);
+}}"""

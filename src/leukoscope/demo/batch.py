@@ -67,6 +67,7 @@ def batch_tab(page: Page) -> None:
                     drawn_at = time.monotonic()
                     yield {plot: plot_of(batch)}
             lines = pd.DataFrame(lines_of(batch))
+            lines["outcome"] = lines["outcome"].map(words.outcome_text)
             columns = [*SHOWN_COLUMNS, *(f"p_{label}" for label in batch.release.labels)]
             opened = open_cell(page, visit, visit.wanted.pop("batch", None))
             yield {table: gr.Dataframe(lines[columns].round(3), visible=True), **opened}

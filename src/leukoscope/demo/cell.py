@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -13,7 +11,7 @@ from leukoscope import DataError, LeukoscopeError
 from leukoscope.demo.answers import Answer, Card, cell_card, other_lines, steps
 from leukoscope.demo.components import CellStage, PictureStrip, VerdictCard
 from leukoscope.demo.models import Models
-from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, Picture, Stage, examples
+from leukoscope.demo.pictures import CELL_NAMES, Picture, Stage, examples
 from leukoscope.demo.stage import answered_stage, cell_stage
 from leukoscope.demo.uploads import (
     HANDED_OVER,
@@ -27,28 +25,10 @@ from leukoscope.demo.uploads import (
 )
 from leukoscope.inference.prediction import NOT_A_CELL
 
-PEOPLE_NAME = "people"
-TAB_NAMES = ("cell", "smear", "batch", "evidence")
 CELL_WAITING = Card(waiting="Asking the model …")
 PRIVATE_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 STARTING_EVENT = {**PRIVATE_EVENT, "concurrency_limit": None, "trigger_mode": "always_last"}
 ANSWERING_EVENT = {**PRIVATE_EVENT, "trigger_mode": "multiple"}
-# The address names what can be opened again by it: of an own picture only that there was one.
-KEEP_IN_ADDRESS = """(chosen) => {
-  const address = new URL(location);
-  const [example, , cell] = (chosen.example ?? "").split("-");
-  const isOwn = chosen.files?.length || ["own", "handed"].includes(example);
-  const values = isOwn ? { own: "1" } : { example, cell };
-  for (const name of ["example", "cell", "own"]) {
-    values[name] ? address.searchParams.set(name, values[name]) : address.searchParams.delete(name);
-  }
-  history.replaceState(null, "", address);
-}"""
-KEEP_MODEL_IN_ADDRESS = """(model) => {
-  const address = new URL(location);
-  address.searchParams.set("model", model);
-  history.replaceState(null, "", address);
-}"""
 
 
 class Page(NamedTuple):
@@ -102,13 +82,13 @@ def cell_tab(page: Page) -> None:
         if visit.cell is None:
             return
         try:
-            for answer, *drawn in answers(page.models, visit.cell, model):
+            for answer, drawn_card, drawn_stage in answers(page.models, visit.cell, model):
                 if visit.asked["cell"] != number:
                     return
                 if answer.outcome == NOT_A_CELL and not (answer.picture.example or answer.picture.back):
                     yield hand_over(page, visit, "smear", as_chosen(strip))
                     return
-                yield dict(zip([card, stage], drawn, strict=True))
+                yield {card: drawn_card, stage: drawn_stage}
         except LeukoscopeError as error:
             if visit.asked["cell"] == number:
                 yield {card: Card(problem=str(error))}
@@ -181,42 +161,3 @@ def chosen_model(model: str, event: gr.EventData) -> str:
 def go_back(event: gr.EventData) -> Any:
     """The tab from which a cell was opened."""
     return gr.Tabs(selected=pressed(event, "back", str))
-
-
-def open_address(page: Page, visit: Visit, request: gr.Request) -> dict[Any, Any]:
-    """Open what the page's address names: an example, the model and the tab; by default the first cell."""
-    asked = request.query_params
-    name = asked.get("example", "")
-    tab_of_example = {SMEAR_NAME: "smear", PEOPLE_NAME: "batch"}.get(name, "cell")
-    number = asked.get("cell", "")
-    if number.isdecimal():
-        visit.wanted[tab_of_example] = int(number) - 1
-    opened: dict[Any, Any] = {page.cell: as_example(CELL_NAMES[0]), page.model: next(iter(page.models.names), "")}
-    with suppress(LeukoscopeError):
-        opened[page.model] = page.models.checked(asked.get("model"))
-    tab = asked.get("tab", tab_of_example)
-    if tab in TAB_NAMES:
-        opened[page.tabs] = gr.Tabs(selected=tab)
-    strips = {"cell": page.cell, "smear": page.smear, "batch": page.batch}
-    if name in (*CELL_NAMES, SMEAR_NAME, PEOPLE_NAME):
-        opened[strips[tab_of_example]] = as_example(name)
-    elif asked.get("own") and tab in strips:
-        opened[strips[tab]] = as_example(OWN_NAME)
-    return opened
-
-
-ADDRESS_IS_READ = "() => { window.leukoscopeAddressIsRead = true; }"
-"""Gradio selects the first tab before it asks for what the address names."""
-
-
-def keep_tab(tab: str) -> str:
-    """JavaScript that writes into the address which tab is open, once the page has read it."""
-    name = json.dumps("" if tab == TAB_NAMES[0] else tab)
-    return f"""() => {{
-  if (!window.leukoscopeAddressIsRead) return;
-  // Keys go on from here, where what was pressed is in another tab.
-  setTimeout(() => document.activeElement === document.body && document.querySelector("[role=tab].selected")?.focus());
-  const address = new URL(location);
-  {name} ? address.searchParams.set("tab", {name}) : address.searchParams.delete("tab");
-  history.replaceState(null, "", address);
-}}"""

@@ -65,7 +65,7 @@ class Models:
 
     Attributes:
         names: of all models that the demo offers, the default first.
-        answers, drawn: of examples, so that each is computed and drawn once.
+        drawn: model and example → card and stage, each computed once.
     """
 
     def __init__(
@@ -74,7 +74,6 @@ class Models:
         self.releases = dict(releases)
         self.names = [*hub_ids, *self.releases]
         self.capacity = capacity
-        self.answers: dict[Any, Any] = {}
         self.drawn: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._loaded: OrderedDict[str, Predictor] = OrderedDict()  # the longest unused first
         self._of_visitors: set[str] = set()  # repositories that were downloaded because a visitor named them

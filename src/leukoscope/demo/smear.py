@@ -239,7 +239,10 @@ def verdict(read: Reading) -> str:
         return words.FOREIGN_VERDICT
     parts = []
     for outcome, count in read.counts.items():
-        parts.append(counted(count, cells_of(outcome)) if outcome in labels else f"{count} {outcome_text(outcome)}")
+        if outcome in labels:
+            parts.append(counted(count, cells_of(outcome)))
+        else:
+            parts.append(f"{counted(count, 'cells')} {outcome_text(outcome)}")
     return ", ".join(parts)
 
 
@@ -255,8 +258,6 @@ def caveats(read: Reading) -> list[str]:
             f"{alike} of {len(read.whole)} cells are like the training cells; below {words.percent(FIELD_NEEDS)}, none "
             "gets a class. Another stain, microscope or kind of cell does that, or a wrong scale."
         )
-    elif set(read.counts) & set(reading.labels):
-        lines.append("Each cell was asked once: open one to see whether its class is stable.")
     has_detector = not read.whole or reading.in_distribution is not None
     return [*lines, *words.warnings(read.release.metrics, has_detector=has_detector)]
 

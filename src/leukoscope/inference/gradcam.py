@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 # which could not be told from a grey cell.
 _COLORMAP = "inferno"
 _COLDEST = 0.35
-# Okabe & Ito's blue stands out equally from a black background and from a pale smear; their sky blue from the map.
-FRAME_RGB = (0, 114, 178)
-OUTLINE_RGB = (86, 180, 233)
+# Without a hue, which would stand for a class: a grey that stands out equally from a black background and from a pale
+# smear, and white, which stands out from the map beside a cell.
+FRAME_RGB = (118, 118, 118)
+OUTLINE_RGB = (255, 255, 255)
 BLACK_SHARE = 0.05
 """Of a picture at least; with less, it shows no cell cut out on black."""
 

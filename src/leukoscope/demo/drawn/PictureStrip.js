@@ -11,6 +11,18 @@ const isBeside = (other) => other.closest(".tabitem") === element.closest(".tabi
 const tell = (detail) =>
   document.dispatchEvent(new CustomEvent("leukoscope:given", { detail: { ...detail, shown: isBeside } }));
 
+// The address names what can be opened again by it: of an own picture only that there was one.
+function keepInAddress({ example = "", files }) {
+  const [name, , cell] = example.split("-");
+  const isOwn = files?.length || ["own", "handed"].includes(name);
+  const values = isOwn ? { own: "1" } : { example: name, cell };
+  const address = new URL(location);
+  for (const key of ["example", "cell", "own"]) {
+    values[key] ? address.searchParams.set(key, values[key]) : address.searchParams.delete(key);
+  }
+  history.replaceState(null, "", address);
+}
+
 async function send(files, number) {
   const waiting = files.map((file, place) => ({ file, place }));
   const sent = [];
@@ -57,7 +69,10 @@ function press(event) {
     note("");
     tell({ words: "Asking the model …" });
     // With a number of its own: the same tile asks again.
-    props.value = { ...props.value, example: tile.dataset.name, files: [], asked: window.leukoscope.asked };
+    const value = { ...props.value, example: tile.dataset.name, files: [], asked: window.leukoscope.asked };
+    // Now: without the server, Gradio loads the page again once it is back.
+    keepInAddress(value);
+    props.value = value;
   }
 }
 
@@ -69,6 +84,8 @@ function over(event) {
   }
 }
 
+// Called when another tab or the server chose, too.
+window.leukoscope.keepInAddress = keepInAddress;
 element.addEventListener("click", press);
 element.addEventListener("change", async (event) => {
   await give(event.target.files);
