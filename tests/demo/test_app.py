@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -12,6 +13,7 @@ import pytest
 from asked import packed, png, sent
 from leukoscope.demo.app import build
 from leukoscope.demo.models import Models
+from leukoscope.demo.server import warm_up
 from leukoscope.demo.uploads import Chosen, Visit
 
 Handler = Callable[..., Any]
@@ -138,3 +140,73 @@ def test_a_smear_is_read_its_cells_open_once_and_its_scale_is_set(page: dict[str
     assert again["smear-stage"]["scale"] == "0.2 µm per pixel, as given" and "cell-strip" not in again
     several = by_name(page["start"][1](given(sent(png()), sent(png(cell=1))), visit))
     assert several["smear-card"]["problem"] == "Several pictures belong into the tab Batch; give one smear here."
+
+
+@pytest.mark.parametrize(
+    ("address", "strip", "tab"),
+    [
+        ({}, ("cell-strip", "1"), "cell"),
+        ({"example": "4", "model": "other"}, ("cell-strip", "4"), "cell"),
+        ({"example": "people", "cell": "3"}, ("batch-strip", "people"), "batch"),
+        ({"example": "smear", "tab": "evidence"}, ("smear-strip", "smear"), "evidence"),
+        ({"own": "1", "tab": "smear"}, ("smear-strip", "own"), "smear"),
+        ({"example": "99", "model": "../x", "cell": "x"}, ("cell-strip", "1"), "cell"),
+    ],
+)
+def test_an_address_opens_what_it_names(
+    page: dict[str, list[Handler]], address: dict[str, str], strip: tuple[str, str], tab: str
+) -> None:
+    visit = Visit()
+    opened = by_name(page["open_named"][0](visit, SimpleNamespace(query_params=address)))
+    name, example = strip
+    assert opened[name]["example"] == example and opened["pages"].selected == tab
+    assert opened["model"] == ("other" if address.get("model") == "other" else "tiny")
+    assert visit.wanted == ({"batch": 2} if "people" in address.values() else {})
+
+
+def test_lines_tiles_and_buttons_choose(page: dict[str, list[Handler]]) -> None:
+    assert page["chosen_model"][0]("tiny", gr.EventData(None, {"model": "other"})) == "other"
+    assert page["chosen_model"][0]("tiny", gr.EventData(None, {"model": 5})) == "tiny"
+    assert page["go_back"][0](gr.EventData(None, {"back": "smear"})).selected == "smear"
+    measured, facts, people, changes, card = page["show"][0]("tiny")
+    assert "tiny" in facts and people["people"] == [] and card and len(measured) == 4 and not changes.visible
+    assert page["show"][0]("../x")[1].startswith("'../x' is no model name")
+
+
+def test_a_batch_is_stopped_and_answers_of_one_model_stay_its_own(page: dict[str, list[Handler]]) -> None:
+    visit = Visit()
+    lost = by_name(page["start"][2]({"example": "own", "files": []}, visit))
+    assert lost["people"]["problem"].startswith("Your picture was not kept")
+    assert [by_name(step) for step in page["read"][0]("tiny", False, visit)] == [{}]
+    assert page["other_model"][0]("other", visit) == gr.skip()
+    page["start"][2]({"example": "people", "files": []}, visit)
+    steps = page["read"][0]("tiny", False, visit)
+    next(steps)
+    assert by_name(next(steps))["people"]["reading"]
+    page["stop"][0](visit)
+    *_, plot, table = [by_name(step) for step in steps]
+    assert plot["people"]["title"].startswith("Stopped: ") and list(table) == ["cells"]
+    assert page["other_model"][0]("other", visit)["caveats"][0].startswith("Answers of tiny. Give the pictures again")
+    row = SimpleNamespace(row_value=["synthetic-1/cell-01.png"])
+    assert name_kept(visit, by_name(page["press_row"][0](visit, row))["cell-strip"]["example"]) == row.row_value[0]
+    assert page["press_row"][0](visit, SimpleNamespace(row_value=["none"])) == gr.skip()
+    page["start"][2]({"example": "people", "files": []}, visit)
+    *_, refused = [by_name(step) for step in page["read"][0]("../x", False, visit)]
+    assert refused["people"]["problem"].startswith("'../x' is no model name")
+
+
+def test_a_smear_that_is_lost_or_asked_of_no_model_is_one_sentence(page: dict[str, list[Handler]]) -> None:
+    visit = Visit()
+    lost = by_name(page["start"][1]({"example": "own", "files": []}, visit))
+    assert lost["smear-card"]["problem"].startswith("Your picture was not kept") and lost["smear-stage"] == {}
+    page["start"][1]({"example": "smear", "files": []}, visit)
+    refused = by_name(page["find_cells"][0]("../x", visit))
+    assert refused["smear-card"]["problem"].startswith("'../x' is no model name")
+    assert "boxes" not in refused["smear-stage"]
+
+
+def test_every_model_is_asked_before_a_visitor_comes(tiny_release: Path, tmp_path: Path, capsys: Any) -> None:
+    models = Models({"tiny": tiny_release, "broken": tmp_path})
+    warm_up(models)
+    assert list(models.drawn) == [("tiny", "1")]
+    assert "warning: broken: has no config.json" in capsys.readouterr().out
