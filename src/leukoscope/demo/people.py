@@ -83,6 +83,10 @@ class BatchResult:
         """The class whose probability is plotted."""
         return self.rule.positive_label if self.rule else self.release.labels[0]
 
+    def share(self, number: int) -> float:
+        """The probability of a cell that is plotted."""
+        return self.cells[number].prediction.probabilities[self.positive]
+
     @property
     def by_person(self) -> dict[str, list[int]]:
         """Person, "" for unknown → numbers of the cells, people by name."""
@@ -205,7 +209,8 @@ def plot_of(result: BatchResult) -> Plot:
 def person(result: BatchResult, name: str, numbers: Sequence[int]) -> Row:
     """One person with these cells; without a verdict while cells are still read."""
     row: Row = {"name": name or UNKNOWN, "cells": f"{len(numbers)} cell{'s' * (len(numbers) > 1)}"}
-    row["dots"] = [dot(result, number, place) for place, number in enumerate(numbers)]
+    in_order = sorted(numbers, key=result.share)
+    row["dots"] = [dot(result, number, place) for place, number in enumerate(in_order)]
     prediction = result.prediction(name)
     if prediction is None:
         return row
@@ -240,7 +245,7 @@ def person_words(prediction: SubjectPrediction) -> Row:
 def dot(result: BatchResult, number: int, place: int) -> Row:
     """One cell."""
     cell = result.cells[number]
-    share = cell.prediction.probabilities[result.positive]
+    share = result.share(number)
     outcome = cell.prediction.outcome
     title = f"{cell.name}: {words.outcome_text(outcome)}, {result.positive} {words.percent(share)}"
     return placed_dot(number, share, place, colour(outcome, result.release.labels), title)
