@@ -37,7 +37,6 @@ from leukoscope.reports.words import outcome_text
 # Of one smear: half a minute of a small machine; a visitor's cell waits until a batch of its cells is computed.
 LIMITS: dict[str, Any] = {"most_cells": 500, "seconds": 60, "batch_size": 2}
 SCALE_BAR = 20  # µm
-WORD_HEIGHT = 0.06  # of a box, as a share of the picture
 MARKS = {ABSTAIN: "?"}  # what a box without a class says, unless "no class"
 FEWEST_NUCLEI = 3  # whole cells on whose nuclei a scale may be measured
 SOURCES = {"given": "as given", "red cells": "from its red cells", "nuclei": "from its nuclei"}
@@ -202,7 +201,12 @@ def smear_card(read: Reading, models: Models) -> Card:
     )
     if read.has_scale:
         card["parts"] = [
-            Part(words=outcome_text(outcome), percent=str(count), share=count, colour=colour(outcome, reading.labels))
+            Part(
+                words=outcome_text(outcome),
+                percent=counted(count, "cells"),
+                share=count,
+                colour=colour(outcome, reading.labels),
+            )
             for outcome, count in read.counts.items()
         ]
         card["tiles"] = [smear_tile(read, number) for number in read.whole]
@@ -335,8 +339,6 @@ def box(read: Reading, number: int) -> Row:
         "words": f"{number + 1} {mark}",
         "colour": colour(outcome, labels),
         "whole": number in read.whole,
-        # A word above a cell at the upper edge would lie outside the picture.
-        "place": "below" if top / height < WORD_HEIGHT else "",
         "left": 100 * left / width,
         "top": 100 * top / height,
         "width": 100 * (right - left) / width,
