@@ -40,6 +40,10 @@ KEEP_MODEL_IN_ADDRESS = """(model) => {
 }"""
 ADDRESS_IS_READ = """() => {
   window.leukoscopeAddressIsRead = true;
+  document.querySelector("#name a").addEventListener("click", (event) => {
+    event.preventDefault();
+    document.querySelector("[role=tab].selected").focus();
+  });
   // Arrow keys move between tabs.
   document.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -61,7 +65,7 @@ def build(models: Models) -> gr.Blocks:
     with gr.Blocks(title="Leukoscope", fill_width=True, analytics_enabled=False) as demo:
         visit = gr.State(Visit(), time_to_live=KEPT_SECONDS)
         with gr.Row(elem_id="head"):
-            gr.Markdown("# Leukoscope", elem_id="name", container=False)
+            gr.Markdown("[To the tabs](#pages)\n\n# Leukoscope", elem_id="name", container=False)
             gr.Markdown(RESEARCH_NOTICE, elem_id="notice", container=False)
             model = gr.Dropdown(
                 names,
@@ -125,6 +129,8 @@ def open_address(page: Page, visit: Visit, request: gr.Request) -> dict[Any, Any
         opened[strips[tab_of_example]] = as_example(name)
     elif asked.get("own") and tab in strips:
         opened[strips[tab]] = as_example(OWN_NAME)
+    elif name:
+        gr.Info("The example that this address names is not here: this is the first one.")
     return opened
 
 
