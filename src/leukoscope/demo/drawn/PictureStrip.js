@@ -75,7 +75,7 @@ function press(event) {
     // Now: without the server, Gradio loads the page again once it is back.
     keepInAddress(value);
     props.value = value;
-    fetch("healthz").catch(() => tell({ words: AWAY }));
+    fetch("healthz").catch(() => tell({ words: AWAY, picture: tile.querySelector("img").src }));
   }
 }
 
