@@ -10,11 +10,12 @@ import gradio as gr
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.demo.batch import batch_tab
-from leukoscope.demo.cell import PRIVATE_EVENT, Page, cell_tab
+from leukoscope.demo.cell import cell_tab
 from leukoscope.demo.components import PictureStrip
 from leukoscope.demo.endpoints import add_endpoints
 from leukoscope.demo.evidence import evidence_tab
 from leukoscope.demo.models import Models
+from leukoscope.demo.page import PRIVATE_EVENT, Page
 from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, example_tile
 from leukoscope.demo.smear import smear_tab
 from leukoscope.demo.uploads import KEPT_SECONDS, OWN_NAME, Visit, as_example
@@ -76,13 +77,13 @@ def build(models: Models) -> gr.Blocks:
                 container=False,
                 elem_id="model",
             )
-        strips = (
-            PictureStrip(cells, "a cell", elem_id="cell-strip", render=False),
-            PictureStrip(smears, "a stained smear", elem_id="smear-strip", render=False),
-            PictureStrip(people, "cells, a folder, a zip", many=True, elem_id="batch-strip", render=False),
-        )
+        strips = {
+            "cell": PictureStrip(cells, "a cell", elem_id="cell-strip", render=False),
+            "smear": PictureStrip(smears, "a stained smear", elem_id="smear-strip", render=False),
+            "batch": PictureStrip(people, "cells, a folder, a zip", many=True, elem_id="batch-strip", render=False),
+        }
         with gr.Tabs(elem_id="pages") as pages:
-            page = Page(models, model, visit, pages, *strips)
+            page = Page(models, model, visit, pages, strips)
             with gr.Tab("Cell", id="cell") as cell:
                 cell_tab(page)
             with gr.Tab("Smear", id="smear") as smear:
@@ -91,7 +92,7 @@ def build(models: Models) -> gr.Blocks:
                 batch_tab(page)
             with gr.Tab("Evidence", id="evidence") as evidence:
                 evidence_tab(page, evidence)
-        for strip in strips:
+        for strip in strips.values():
             strip.change(None, strip, js="(chosen) => window.leukoscope.keepInAddress(chosen)")
         model.change(None, model, js=KEEP_MODEL_IN_ADDRESS)
         for tab, name in zip((cell, smear, batch, evidence), TAB_NAMES, strict=True):
@@ -105,7 +106,7 @@ def build(models: Models) -> gr.Blocks:
         def open_named(visit: Visit, request: gr.Request) -> dict[Any, Any]:
             return open_address(page, visit, request)
 
-        opened = demo.load(open_named, visit, [*strips, model, pages], **PRIVATE_EVENT)
+        opened = demo.load(open_named, visit, [*strips.values(), model, pages], **PRIVATE_EVENT)
         opened.then(None, js=ADDRESS_IS_READ)
     return demo.queue(default_concurrency_limit=16, max_size=64, api_open=False)
 
@@ -118,17 +119,19 @@ def open_address(page: Page, visit: Visit, request: gr.Request) -> dict[Any, Any
     number = asked.get("cell", "")
     if number.isdecimal():
         visit.wanted[tab_of_example] = int(number) - 1
-    opened: dict[Any, Any] = {page.cell: as_example(CELL_NAMES[0]), page.model: next(iter(page.models.names), "")}
+    opened: dict[Any, Any] = {
+        page.strips["cell"]: as_example(CELL_NAMES[0]),
+        page.model: next(iter(page.models.names), ""),
+    }
     with suppress(LeukoscopeError):
         opened[page.model] = page.models.checked(asked.get("model"))
     tab = asked.get("tab", tab_of_example)
     if tab in TAB_NAMES:
         opened[page.tabs] = gr.Tabs(selected=tab)
-    strips = {"cell": page.cell, "smear": page.smear, "batch": page.batch}
     if name in (*CELL_NAMES, SMEAR_NAME, PEOPLE_NAME):
-        opened[strips[tab_of_example]] = as_example(name)
-    elif asked.get("own") and tab in strips:
-        opened[strips[tab]] = as_example(OWN_NAME)
+        opened[page.strips[tab_of_example]] = as_example(name)
+    elif asked.get("own") and tab in page.strips:
+        opened[page.strips[tab]] = as_example(OWN_NAME)
     elif name:
         gr.Info("The example that this address names is not here: this is the first one.")
     return opened

@@ -12,9 +12,9 @@ import pandas as pd
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import cells_of
 from leukoscope.demo.answers import colour
-from leukoscope.demo.cell import PRIVATE_EVENT, Page
 from leukoscope.demo.components import PeoplePlot
 from leukoscope.demo.models import Models
+from leukoscope.demo.page import PRIVATE_EVENT, Page
 from leukoscope.demo.people import Plot, placed_dot
 from leukoscope.demo.pictures import Row
 from leukoscope.models.metrics import SubjectFigures
@@ -82,7 +82,7 @@ def measurements(models: Models) -> str:
                 line[f"{as_text(meter.label)} of 100"] = f"{meter.share} ({meter.low}–{meter.high})"
             lines.append(line)
     table = pd.DataFrame(lines).fillna("–")
-    return str(Table(list(table), table.to_numpy().tolist()))
+    return str(Table(list(table.columns), table.to_numpy().tolist()))
 
 
 def cells_per_person(release: ReleaseInfo) -> str:

@@ -103,6 +103,21 @@ class BatchResult:
         shares = np.array([list(cell.probabilities.values()) for cell in cells])
         return self.rule.predict(shares, [cell.outcome for cell in cells], subject=name)
 
+    def cell_picture(self, number: int) -> Picture | None:
+        """A cell that can be opened; None where there is none of that number.
+
+        Raises:
+            DataError: its file was not kept.
+        """
+        if not 0 <= number < len(self.cells):
+            return None
+        cell = self.cells[number]
+        if not cell.content:
+            raise DataError(
+                f"{cell.name}: of a batch, {MAX_BATCH_KEPT // 2**20} MB of pictures are kept; send this one alone"
+            )
+        return opened(cell.name, cell.content)
+
     @property
     def caveats(self) -> list[str]:
         """What must be known before the results are used."""
