@@ -26,7 +26,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 looks = pytest.mark.parametrize("look", LOOKS)
 Visits = Callable[..., Any]
 ATTACK = "${document.body.remove()}{{#each}}<img src=x onerror=document.body.remove()>`\\"
-PLACE = {"left": 40, "top": 40, "width": 20, "height": 20}  # of a box, per cent
+PLACE = {"left": 40, "top": 40, "width": 20, "height": 20}  # of a box
 # What each tab shows last.
 LAST_OF = {
     "Cell": "#cell-card .others button:nth-child(2)",
@@ -220,7 +220,15 @@ def test_no_text_from_outside_runs_as_code(chromium: Any) -> None:
     values: list[Any] = [
         VerdictCard({**text, ATTACK: ATTACK, "caveats": [ATTACK, "$", "{document.body.remove()}"], "others": split}),
         CellStage({**text, "picture": "data:,", "map_words": ATTACK, "map_of": ATTACK, "tiles": split}),
-        SmearStage({**text, "picture": "data:,", "ratio": 1, "boxes": [{**split[0], "whole": True, **PLACE}] * 3}),
+        SmearStage(
+            {
+                **text,
+                "picture": "data:,",
+                "width": 100,
+                "height": 100,
+                "boxes": [{**split[0], "whole": True, **PLACE}] * 3,
+            }
+        ),
         PeoplePlot({**text, "notes": [ATTACK, "$", "{document.body.remove()}"], "people": split}),
     ]
     with gr.Blocks() as demo:

@@ -13,16 +13,7 @@ import pandas as pd
 from leukoscope.demo.components import PeoplePlot
 from leukoscope.demo.files import read_folder, sample_batch, unpacked
 from leukoscope.demo.models import Models
-from leukoscope.demo.page import (
-    PRIVATE_EVENT,
-    STARTING_EVENT,
-    Page,
-    Question,
-    Update,
-    add_pressed_cells,
-    add_question,
-    open_cell,
-)
+from leukoscope.demo.page import PRIVATE_EVENT, STARTING_EVENT, Page, Update, add_pressed_cells, add_question, open_cell
 from leukoscope.demo.people import BatchResult, Plot, lines_of, plot_of, predict_batch
 from leukoscope.demo.uploads import Chosen, Visit
 from leukoscope.reports import words
@@ -52,7 +43,7 @@ def batch_tab(page: Page) -> None:
         """Note what is read now."""
         visit.is_batch_stopped = False
         visit.question["batch"] = chosen
-        return {plot: Plot(title="Reading …", reading=True), table: gr.Dataframe(visible=False)}
+        return {plot: Plot(title="Reading …", reading=True), **emptied}
 
     def read(
         chosen: Chosen, model: str, visit: Visit, folders_are_people: bool
@@ -88,8 +79,8 @@ def batch_tab(page: Page) -> None:
         """Leave out what is not read yet."""
         visit.is_batch_stopped = True
 
-    question = Question("batch", plot, {table: gr.Dataframe(visible=False)}, start, read)
-    add_question(page, question, [strip.change], options=[by_folder])
+    emptied = {table: gr.Dataframe(visible=False)}
+    add_question(page, "batch", plot, emptied, start, read, [strip.change], options=[by_folder])
     add_pressed_cells(page, "batch", [plot.select])
     page.model.change(other_model, [page.model, page.visit], plot, **PRIVATE_EVENT)
     plot.stop(stop, page.visit, None, **STARTING_EVENT)

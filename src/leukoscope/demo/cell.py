@@ -10,7 +10,7 @@ from leukoscope import DataError
 from leukoscope.demo.answers import Answer, Card, cell_card, other_lines, steps
 from leukoscope.demo.components import CellStage, VerdictCard
 from leukoscope.demo.models import Models
-from leukoscope.demo.page import PRIVATE_EVENT, Page, Question, Update, add_question, chosen_model, hand_over, pressed
+from leukoscope.demo.page import PRIVATE_EVENT, Page, Update, add_question, chosen_model, hand_over, pressed
 from leukoscope.demo.pictures import CELL_NAMES, Picture, Stage, examples
 from leukoscope.demo.stage import answered_stage, cell_stage
 from leukoscope.demo.uploads import LOST_AT_RELOAD, SMEAR_PIXELS, Chosen, Visit
@@ -49,7 +49,7 @@ def cell_tab(page: Page) -> None:
                 return
             yield None, {card: drawn_card, stage: drawn_stage}
 
-    add_question(page, Question("cell", card, {stage: Stage()}, start, answer), [strip.change, page.model.change])
+    add_question(page, "cell", card, {stage: Stage()}, start, answer, [strip.change, page.model.change])
     gr.on([card.input, stage.input], chosen_model, page.model, page.model, **PRIVATE_EVENT)
     stage.submit(go_back, None, page.tabs, **PRIVATE_EVENT)
 

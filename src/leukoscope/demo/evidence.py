@@ -15,7 +15,7 @@ from leukoscope.demo.answers import colour
 from leukoscope.demo.components import PeoplePlot
 from leukoscope.demo.models import Models
 from leukoscope.demo.page import PRIVATE_EVENT, Page
-from leukoscope.demo.people import Plot, placed_dot
+from leukoscope.demo.people import Plot
 from leukoscope.demo.pictures import Row
 from leukoscope.models.metrics import SubjectFigures
 from leukoscope.models.release import CARD_FILE, ReleaseInfo
@@ -131,9 +131,9 @@ def people_of_class(labels: Sequence[str], label: str, subjects: Mapping[str, Su
     tested = sorted((person.accuracy, name) for name, person in subjects.items() if person.label == label)
     mean = sum(accuracy for accuracy, _ in tested) / max(1, len(tested))
     dots = []
-    for place, (accuracy, name) in enumerate(tested):
+    for accuracy, name in tested:
         title = f"{name}: {hundred(accuracy)} of 100 of {subjects[name].cells} cells"
-        dots.append(placed_dot(-1, accuracy, place, colour(label, labels), title))
+        dots.append({"share": accuracy, "colour": colour(label, labels), "title": title})
     return {
         "name": label,
         "cells": f"{len(tested)} people",

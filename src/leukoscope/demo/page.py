@@ -35,36 +35,30 @@ class Page(NamedTuple):
     strips: dict[str, PictureStrip]
 
 
-class Question(NamedTuple):
-    """How a tab is asked.
-
-    Attributes:
-        card: what is told problems.
-        emptied: what else is changed, beside tabs and strips, as it is where there is nothing to ask about.
-        start: chosen pictures, model and visit → what is shown at once; sets the visit's question.
-        answer: question, model and visit → what is known, whose cells can be opened, and what is shown then.
-        at_once: answers of all visitors.
-    """
-
-    tab: str
-    card: Any
-    emptied: Update
-    start: Callable[[Chosen, str, Visit], Update]
-    answer: Callable[..., Iterator[tuple[Any, Update]]]
-    at_once: int = 2
-
-
 def add_question(
-    page: Page, question: Question, changed: Sequence[Any], options: Sequence[Any] = (), again: Sequence[Any] = ()
+    page: Page,
+    tab: str,
+    card: Any,
+    emptied: Update,
+    start: Callable[[Chosen, str, Visit], Update],
+    answer: Callable[..., Iterator[tuple[Any, Update]]],
+    changed: Sequence[Any],
+    options: Sequence[Any] = (),
+    again: Sequence[Any] = (),
+    at_once: int = 2,
 ) -> None:
     """Ask whenever something changes; an older question ends.
 
     Args:
+        card: what is told problems.
+        emptied: what else is changed, beside tabs and strips, as it is where there is nothing to ask about.
+        start: chosen pictures, model and visit → what is shown at once; sets the visit's question.
+        answer: question, model, visit and options → what is known, whose cells can be opened, and what is shown then.
         changed: events that start.
         options: inputs that the answer has beside the model.
         again: events after which the same question is answered anew.
+        at_once: answers of all visitors.
     """
-    tab, card, emptied, start, answer, at_once = question
 
     def begin(strip: Any, model: str, visit: Visit) -> Update:
         """Show at once what is asked, or why it cannot be."""

@@ -21,7 +21,6 @@ from leukoscope.demo.page import (
     PRIVATE_EVENT,
     STARTING_EVENT,
     Page,
-    Question,
     Update,
     add_pressed_cells,
     add_question,
@@ -53,10 +52,11 @@ class SmearView(TypedDict, total=False):
     """A smear as its stage shows it."""
 
     picture: str
-    ratio: float
+    width: int
+    height: int
     name: str
     scale: str
-    boxes: list[Row]  # places are per cent of the picture
+    boxes: list[Row]  # places are pixels of the picture
     bar: float
     bar_words: str
     notice: str
@@ -146,8 +146,8 @@ def smear_tab(page: Page, opened: gr.Tab) -> None:
 
     opened.select(first_smear, [strip, page.visit], strip, **PRIVATE_EVENT)
     scaled = stage.submit(set_scale, page.visit, [card, stage, page.visit], **STARTING_EVENT)
-    question = Question("smear", card, {stage: SmearView()}, start, find_cells, at_once=1)
-    add_question(page, question, [strip.change, page.model.change], again=[scaled])
+    changed = [strip.change, page.model.change]
+    add_question(page, "smear", card, {stage: SmearView()}, start, find_cells, changed, again=[scaled], at_once=1)
     add_pressed_cells(page, "smear", [stage.select, card.select])
     card.input(chosen_model, page.model, page.model, **PRIVATE_EVENT)
 
@@ -282,7 +282,8 @@ def smear_view(picture: Picture, read: Reading | None = None) -> SmearView:
     image = picture.on(EMPTY_SLIDE_RGB).image
     view = SmearView(
         picture=pictures.small(image, pictures.SMEAR_SIDE),
-        ratio=image.width / image.height,
+        width=image.width,
+        height=image.height,
         name=picture.name,
         scale="scale not known",
         notice=RESEARCH_NOTICE,
@@ -302,7 +303,6 @@ def box(read: Reading, number: int) -> Row:
     """Where a cell lies, and what it is."""
     cell = read.reading.cells[number]
     labels = read.reading.labels
-    width, height = read.picture.image.size
     left, top, right, bottom = cell.cell.box
     outcome = cell.outcome if read.has_scale else AT_EDGE
     mark = outcome if outcome in labels else MARKS.get(outcome, "no class")
@@ -311,10 +311,10 @@ def box(read: Reading, number: int) -> Row:
         "words": f"{number + 1} {mark}",
         "colour": colour(outcome, labels),
         "whole": number in read.whole,
-        "left": 100 * left / width,
-        "top": 100 * top / height,
-        "width": 100 * (right - left) / width,
-        "height": 100 * (bottom - top) / height,
+        "left": left,
+        "top": top,
+        "width": right - left,
+        "height": bottom - top,
     }
 
 

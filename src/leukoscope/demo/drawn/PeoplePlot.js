@@ -15,7 +15,7 @@ element.addEventListener("keydown", (event) => {
   if (dot && [" ", "Enter"].includes(event.key)) {
     event.preventDefault();
     press(event);
-  } else if (next?.dataset.number) {
+  } else if (next?.matches("circle")) {
     event.preventDefault();
     dot.tabIndex = -1;
     next.tabIndex = 0;

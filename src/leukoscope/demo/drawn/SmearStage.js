@@ -36,12 +36,12 @@ function save(notice) {
   pen.font = `bold ${letter}px sans-serif`;
   pen.lineWidth = 3;
   for (const box of boxes()) {
-    const [left, top, wide, high] = ["left", "top", "width", "height"].map((side) => parseFloat(box.style[side]) / 100);
+    const scale = width / box.parentElement.clientWidth;
+    const [left, top, wide, high] = ["Left", "Top", "Width", "Height"].map((side) => box["offset" + side] * scale);
     pen.strokeStyle = pen.fillStyle = getComputedStyle(box).borderColor;
-    pen.strokeRect(left * width, top * height, wide * width, high * height);
-    const below = (top + high) * height;
-    const line = { below: below + letter, inside: below - 6 }[box.dataset.place] ?? top * height - 4;
-    pen.fillText(box.textContent, left * width, line);
+    pen.strokeRect(left, top, wide, high);
+    const line = { below: top + high + letter, inside: top + high - 6 }[box.dataset.place] ?? top - 4;
+    pen.fillText(box.textContent, left, line);
   }
   pen.fillStyle = "black";
   pen.fillText(notice, letter, height + 1.4 * letter);
@@ -70,6 +70,6 @@ element.addEventListener("submit", (event) => {
 });
 document.addEventListener("leukoscope:given", (event) => {
   if (event.detail.shown(element) && "picture" in event.detail) {
-    props.value = { picture: event.detail.picture, ratio: 1.33 };
+    props.value = { picture: event.detail.picture, width: 4, height: 3 };
   }
 });
