@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +23,7 @@ from leukoscope.synthetic import EXAMPLE_CELLS
 
 PEOPLE_NAME = "people"
 TAB_NAMES = ("cell", "smear", "batch", "evidence")
+TAB_OF_EXAMPLE = {**dict.fromkeys(CELL_NAMES, "cell"), SMEAR_NAME: "smear", PEOPLE_NAME: "batch"}
 ABOUT = """
 **ALL**: a blast, an immature white cell, of acute lymphoblastic leukaemia. **HEM**: a normal cell, a B-cell precursor.
 """
@@ -39,6 +39,16 @@ KEEP_MODEL_IN_ADDRESS = """(model) => {
   address.searchParams.set("model", model);
   history.replaceState(null, "", address);
 }"""
+KEEP_TAB_IN_ADDRESS = """() => window.leukoscopeAddressIsRead && setTimeout(() => {
+  const tab = document.querySelector("[role=tab].selected");
+  if (!tab) return;
+  const name = tab.dataset.tabId;
+  // Keys go on from here, where what was pressed is in another tab.
+  document.activeElement === document.body && tab.focus();
+  const address = new URL(location);
+  name === "cell" ? address.searchParams.delete("tab") : address.searchParams.set("tab", name);
+  history.replaceState(null, "", address);
+})"""
 ADDRESS_IS_READ = """() => {
   window.leukoscopeAddressIsRead = true;
   document.querySelector("#name a").addEventListener("click", (event) => {
@@ -84,19 +94,18 @@ def build(models: Models) -> gr.Blocks:
         }
         with gr.Tabs(elem_id="pages") as pages:
             page = Page(models, model, visit, pages, strips)
-            with gr.Tab("Cell", id="cell") as cell:
+            with gr.Tab("Cell", id="cell"):
                 cell_tab(page)
             with gr.Tab("Smear", id="smear") as smear:
                 smear_tab(page, smear)
-            with gr.Tab("Batch", id="batch") as batch:
+            with gr.Tab("Batch", id="batch"):
                 batch_tab(page)
             with gr.Tab("Evidence", id="evidence") as evidence:
                 evidence_tab(page, evidence)
         for strip in strips.values():
             strip.change(None, strip, js="(chosen) => window.leukoscope.keepInAddress(chosen)")
         model.change(None, model, js=KEEP_MODEL_IN_ADDRESS)
-        for tab, name in zip((cell, smear, batch, evidence), TAB_NAMES, strict=True):
-            tab.select(None, js=keep_tab(name))
+        pages.change(None, js=KEEP_TAB_IN_ADDRESS)
         with gr.Column(elem_id="foot"):
             gr.Markdown(ABOUT, container=False)
             with gr.Accordion("Privacy, licences and citation", open=False):
@@ -115,7 +124,7 @@ def open_address(page: Page, visit: Visit, request: gr.Request) -> dict[Any, Any
     """Open what the page's address names: an example, the model and the tab; by default the first cell."""
     asked = request.query_params
     name = asked.get("example", "")
-    tab_of_example = {SMEAR_NAME: "smear", PEOPLE_NAME: "batch"}.get(name, "cell")
+    tab_of_example = TAB_OF_EXAMPLE.get(name, "cell")
     number = asked.get("cell", "")
     if number.isdecimal():
         visit.wanted[tab_of_example] = int(number) - 1
@@ -128,23 +137,10 @@ def open_address(page: Page, visit: Visit, request: gr.Request) -> dict[Any, Any
     tab = asked.get("tab", tab_of_example)
     if tab in TAB_NAMES:
         opened[page.tabs] = gr.Tabs(selected=tab)
-    if name in (*CELL_NAMES, SMEAR_NAME, PEOPLE_NAME):
+    if name in TAB_OF_EXAMPLE:
         opened[page.strips[tab_of_example]] = as_example(name)
     elif asked.get("own") and tab in page.strips:
         opened[page.strips[tab]] = as_example(OWN_NAME)
     elif name:
         gr.Info("The example that this address names is not here: this is the first one.")
     return opened
-
-
-def keep_tab(tab: str) -> str:
-    """JavaScript that writes into the address which tab is open, once the page has read it."""
-    name = json.dumps("" if tab == TAB_NAMES[0] else tab)
-    return f"""() => {{
-  if (!window.leukoscopeAddressIsRead) return;
-  // Keys go on from here, where what was pressed is in another tab.
-  setTimeout(() => document.activeElement === document.body && document.querySelector("[role=tab].selected")?.focus());
-  const address = new URL(location);
-  {name} ? address.searchParams.set("tab", {name}) : address.searchParams.delete("tab");
-  history.replaceState(null, "", address);
-}}"""
