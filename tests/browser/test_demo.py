@@ -26,6 +26,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 looks = pytest.mark.parametrize("look", LOOKS)
 Visits = Callable[..., Any]
 ATTACK = "${document.body.remove()}{{#each}}<img src=x onerror=document.body.remove()>`\\"
+PLACE = {"left": 40, "top": 40, "width": 20, "height": 20}  # of a box
 # What each tab shows last.
 LAST_OF = {
     "Cell": "#cell-card .others button:nth-child(2)",
@@ -94,6 +95,8 @@ def test_a_smear(visits: Visits, pictures: dict[str, Path], look: str) -> None:
     page.locator("#smear-card .cells button").nth(4).wait_for()
     page.locator("#smear-stage summary", has_text="0.12 µm per pixel, as given").wait_for()
     assert page.locator("#smear-stage .field > button").count() == 5 and visit.is_no_wider_than_its_window
+    halves = page.locator(".stage-and-answer:has(#smear-stage)")
+    assert halves.evaluate("halves => halves.scrollHeight <= halves.clientHeight"), "nothing of the answer is cut"
     page.locator("#smear-stage .field > button").first.click()
     page.locator("#cell-stage .name", has_text="Cell 1 of Synthetic smear").wait_for()
     visit.answered()
@@ -132,8 +135,13 @@ def test_a_batch(visits: Visits, look: str) -> None:
     rows = page.locator("#people .person")
     assert rows.count() == 2 and "Looks like ALL" in rows.nth(0).inner_text()
     assert visit.is_no_wider_than_its_window
-    rows.nth(0).locator("circle").first.click(force=True)
-    page.locator("#cell-stage .name", has_text="synthetic-1/cell-").wait_for()
+    # A person is one stop of the Tab key; arrow keys go on, and what is in focus is named.
+    rows.nth(0).locator("circle").first.focus()
+    page.keyboard.press("ArrowRight")
+    name = rows.nth(0).locator("circle").nth(1).locator("title").text_content()
+    assert visit.text("#people .axis span:nth-child(2)") == name
+    page.keyboard.press("Enter")
+    page.locator("#cell-stage .name", has_text=name.partition(":")[0]).wait_for()
     page.get_by_role("button", name="Back to the batch").click()
     rows.nth(1).wait_for()
 
@@ -146,6 +154,9 @@ def test_evidence(visits: Visits, look: str) -> None:
     visit.sees("The card ends.")
     visit.page.locator("#tested-people circle").nth(40).wait_for()
     assert visit.page.locator("#tested-people circle").count() == 41 and visit.is_no_wider_than_its_window
+    # No column of a table is cut.
+    table = visit.page.locator("#evidence table").first
+    assert table.evaluate("table => table.getBoundingClientRect().right <= innerWidth")
 
 
 def test_links_of_earlier_pages_open(visits: Visits) -> None:
@@ -154,6 +165,31 @@ def test_links_of_earlier_pages_open(visits: Visits) -> None:
     assert visit.page.locator("#cell-stage [value=stability]").is_checked()
     visit = visits("?example=smear&cell=2")
     visit.page.locator("#cell-stage .name", has_text="Cell 2 of Synthetic smear").wait_for()
+    visit = visits("?example=people&cell=1")
+    visit.page.locator("#cell-stage .name", has_text="synthetic-1/cell-01.png").wait_for()
+    visit = visits("?example=99")
+    visit.sees("The example that this address names is not here")
+    visit.answered(verdict="leukaemic blast")
+
+
+def test_a_server_that_is_away_is_asked_again_once_it_is_back(visits: Visits, pictures: dict[str, Path]) -> None:
+    visit = visits()
+    visit.answered()
+    page = visit.page
+    page.context.set_offline(True)
+    page.set_input_files("#cell-strip .file >> nth=0", pictures["cell"])
+    visit.sees("Lost: the server cannot be reached")
+    page.locator("#cell-strip button").nth(3).click()
+    visit.sees("The server is away. It is asked again, by itself, once it is back.")
+    page.context.set_offline(False)
+    visit.answered(verdict="normal cell")
+
+
+def test_the_first_tab_key_leads_to_the_tabs_and_arrow_keys_between_them(visits: Visits) -> None:
+    page = visits().page
+    for key in ("Tab", "Enter", "ArrowRight"):
+        page.keyboard.press(key)
+    page.locator("[role=tab].selected:focus", has_text="Smear").wait_for()
 
 
 def test_of_quick_clicks_the_last_counts(visits: Visits) -> None:
@@ -184,7 +220,15 @@ def test_no_text_from_outside_runs_as_code(chromium: Any) -> None:
     values: list[Any] = [
         VerdictCard({**text, ATTACK: ATTACK, "caveats": [ATTACK, "$", "{document.body.remove()}"], "others": split}),
         CellStage({**text, "picture": "data:,", "map_words": ATTACK, "map_of": ATTACK, "tiles": split}),
-        SmearStage({**text, "picture": "data:,", "boxes": [{**split[0], "whole": True}]}),
+        SmearStage(
+            {
+                **text,
+                "picture": "data:,",
+                "width": 100,
+                "height": 100,
+                "boxes": [{**split[0], "whole": True, **PLACE}] * 3,
+            }
+        ),
         PeoplePlot({**text, "notes": [ATTACK, "$", "{document.body.remove()}"], "people": split}),
     ]
     with gr.Blocks() as demo:
@@ -199,6 +243,11 @@ def test_no_text_from_outside_runs_as_code(chromium: Any) -> None:
     for part in (".card", ".stage .pill", ".stage .field", ".plot", ".strip"):
         page.locator(part).wait_for(state="attached")
     page.wait_for_timeout(500)
+    # Words of boxes at the same place stand above, below and inside.
+    page.add_style_tag(content=".stage { height: 400px }")
+    page.locator("[data-place=inside]").wait_for()
+    words = page.locator(".field span").evaluate_all("spans => spans.map((span) => span.getBoundingClientRect().top)")
+    assert len(set(words)) == 3
     assert page.locator("body").count() == 1 and page.locator("img[src=x]").count() == 0
     assert page.get_by_text(ATTACK).count() >= 8
     page.close()

@@ -49,14 +49,22 @@ def given(*uploads: Any) -> dict[str, Any]:
 
 def answer_of(page: dict[str, list[Handler]], model: str, visit: Visit) -> list[Any]:
     """The steps of an answer, after one that changes nothing: without any, Gradio empties card and stage."""
-    nothing, *steps = page["answer"][0](None, model, visit)
+    nothing, *steps = page["go_on"][0](model, visit)
     assert by_name(nothing) == {}
     return steps
 
 
+def found_by(page: dict[str, list[Handler]], model: str, visit: Visit) -> dict[str, Any]:
+    """What is shown of a smear."""
+    found: dict[str, Any] = {}
+    for step in page["go_on"][1](model, visit):
+        found |= by_name(step)
+    return found
+
+
 def test_a_cell_is_shown_at_once_and_then_answered_step_by_step(page: dict[str, list[Handler]]) -> None:
     visit = Visit()
-    started = by_name(page["start"][0](given(sent(png(), "my cell.png")), "tiny", visit))
+    started = by_name(page["begin"][0](given(sent(png(), "my cell.png")), "tiny", visit))
     assert started["cell-stage"]["name"] == "my cell.png" and started["cell-card"]["waiting"]
     cards = [by_name(step)["cell-card"] for step in answer_of(page, "tiny", visit)]
     assert cards[0]["checking"] and not cards[-1]["checking"] and cards[-1]["others"][0]["name"] == "other"
@@ -65,20 +73,20 @@ def test_a_cell_is_shown_at_once_and_then_answered_step_by_step(page: dict[str, 
 
 def test_an_example_that_was_answered_is_shown_with_its_answer(page: dict[str, list[Handler]]) -> None:
     visit = Visit()
-    page["start"][0]({"example": "6", "files": []}, "tiny", visit)
+    page["begin"][0]({"example": "6", "files": []}, "tiny", visit)
     answered = by_name(answer_of(page, "tiny", visit)[-1])
-    again = by_name(page["start"][0]({"example": "6", "files": []}, "tiny", visit))
+    again = by_name(page["begin"][0]({"example": "6", "files": []}, "tiny", visit))
     assert again == answered and answer_of(page, "tiny", visit) == []
-    other = by_name(page["start"][0]({"example": "6", "files": []}, "other", visit))
+    other = by_name(page["begin"][0]({"example": "6", "files": []}, "other", visit))
     assert other["cell-card"]["waiting"]
 
 
 def test_a_newer_question_ends_an_answer(page: dict[str, list[Handler]]) -> None:
     visit = Visit()
-    page["start"][0]({"example": "1", "files": []}, "tiny", visit)
-    steps = page["answer"][0](None, "tiny", visit)
+    page["begin"][0]({"example": "1", "files": []}, "tiny", visit)
+    steps = page["go_on"][0]("tiny", visit)
     assert (by_name(next(steps)), "cell-card" in by_name(next(steps))) == ({}, True)
-    page["start"][0]({"example": "2", "files": []}, "tiny", visit)
+    page["begin"][0]({"example": "2", "files": []}, "tiny", visit)
     assert list(steps) == []
 
 
@@ -95,50 +103,50 @@ def test_what_is_lost_or_no_picture_is_said_and_no_other_cell_is_shown(
     page: dict[str, list[Handler]], chosen: Any, problem: str
 ) -> None:
     visit = Visit()
-    started = by_name(page["start"][0](chosen, "tiny", visit))
+    started = by_name(page["begin"][0](chosen, "tiny", visit))
     assert started["cell-card"]["problem"].startswith(problem) and started["cell-stage"] == {}
     assert answer_of(page, "tiny", visit) == []
 
 
 def test_a_model_that_is_none_is_one_sentence(page: dict[str, list[Handler]]) -> None:
     visit = Visit()
-    page["start"][0]({"example": "1", "files": []}, "tiny", visit)
+    page["begin"][0]({"example": "1", "files": []}, "tiny", visit)
     (step,) = answer_of(page, "../tiny", visit)
     assert by_name(step)["cell-card"]["problem"].startswith("'../tiny' is no model name")
 
 
 def test_a_zip_given_as_a_cell_opens_the_batch(page: dict[str, list[Handler]], own_uploads: Path) -> None:
     visit = Visit()
-    started = page["start"][0](given(packed({"a.png": png(), "b.png": png(cell=1)})), "tiny", visit)
+    started = page["begin"][0](given(packed({"a.png": png(), "b.png": png(cell=1)})), "tiny", visit)
     strip = by_name(started)["batch-strip"]
     assert strip["example"].startswith("handed-") and answer_of(page, "tiny", visit) == []
-    batch = by_name(page["start"][2](strip, visit))
+    batch = by_name(page["begin"][2](strip, "tiny", visit))
     assert batch["people"]["title"] == "Reading …"
-    *_, table = page["read"][0]("tiny", False, visit)
-    assert list(by_name(table)) == ["cells"] and len(visit.batch.cells) == 2
+    *_, table = page["go_on"][2]("tiny", visit, False)
+    assert list(by_name(table)) == ["cells"] and len(visit.result["batch"].cells) == 2
     assert list(own_uploads.iterdir()) == []
     opened = by_name(page["press"][1](visit, gr.EventData(None, {"number": 1})))
     assert name_kept(visit, opened["cell-strip"]["example"]) == "b.png"
-    assert page["press"][1](visit, gr.EventData(None, {"number": 9.5})) == gr.skip()
+    assert by_name(page["press"][1](visit, gr.EventData(None, {"number": 9.5}))) == {}
 
 
 def test_a_smear_is_read_its_cells_open_once_and_its_scale_is_set(page: dict[str, list[Handler]]) -> None:
     visit = Visit()
-    assert page["find_cells"][0]("tiny", visit) == gr.skip()
+    assert found_by(page, "tiny", visit) == {}
     nothing = {"example": "", "files": []}
     assert page["first_smear"][0](nothing, visit)["example"] == "smear"
     assert page["first_smear"][0](given(sent(png())), visit) == gr.skip()
     visit.handed["smear"] = Chosen("")
     assert page["first_smear"][0](nothing, visit) == gr.skip()
     visit.wanted["smear"] = 1
-    page["start"][1]({"example": "smear", "files": []}, visit)
-    found = by_name(page["find_cells"][0]("tiny", visit))
+    page["begin"][1]({"example": "smear", "files": []}, "tiny", visit)
+    found = found_by(page, "tiny", visit)
     assert len(found["smear-stage"]["boxes"]) == 5
     assert name_kept(visit, found["cell-strip"]["example"]) == "Cell 2 of Synthetic smear"
     page["set_scale"][0](visit, gr.EventData(None, {"um": 0.2}))
-    again = by_name(page["find_cells"][0]("tiny", visit))
+    again = found_by(page, "tiny", visit)
     assert again["smear-stage"]["scale"] == "0.2 µm per pixel, as given" and "cell-strip" not in again
-    several = by_name(page["start"][1](given(sent(png()), sent(png(cell=1))), visit))
+    several = by_name(page["begin"][1](given(sent(png()), sent(png(cell=1))), "tiny", visit))
     assert several["smear-card"]["problem"] == "Several pictures belong into the tab Batch; give one smear here."
 
 
@@ -168,19 +176,19 @@ def test_lines_tiles_and_buttons_choose(page: dict[str, list[Handler]]) -> None:
     assert page["chosen_model"][0]("tiny", gr.EventData(None, {"model": "other"})) == "other"
     assert page["chosen_model"][0]("tiny", gr.EventData(None, {"model": 5})) == "tiny"
     assert page["go_back"][0](gr.EventData(None, {"back": "smear"})).selected == "smear"
-    measured, facts, people, changes, card = page["show"][0]("tiny")
-    assert "tiny" in facts and people["people"] == [] and card and len(measured) == 4 and not changes.visible
-    assert page["show"][0]("../x")[1].startswith("'../x' is no model name")
+    facts, people, card = page["show"][0]("tiny")
+    assert "### tiny" in facts and people["people"] == [] and card and len(facts.split("**tiny**")) == 3
+    assert "'../x' is no model name" in page["show"][0]("../x")[0]
 
 
 def test_a_batch_is_stopped_and_answers_of_one_model_stay_its_own(page: dict[str, list[Handler]]) -> None:
     visit = Visit()
-    lost = by_name(page["start"][2]({"example": "own", "files": []}, visit))
+    lost = by_name(page["begin"][2]({"example": "own", "files": []}, "tiny", visit))
     assert lost["people"]["problem"].startswith("Your picture was not kept")
-    assert [by_name(step) for step in page["read"][0]("tiny", False, visit)] == [{}]
+    assert [by_name(step) for step in page["go_on"][2]("tiny", visit, False)] == [{}]
     assert page["other_model"][0]("other", visit) == gr.skip()
-    page["start"][2]({"example": "people", "files": []}, visit)
-    steps = page["read"][0]("tiny", False, visit)
+    page["begin"][2]({"example": "people", "files": []}, "tiny", visit)
+    steps = page["go_on"][2]("tiny", visit, False)
     next(steps)
     assert by_name(next(steps))["people"]["reading"]
     page["stop"][0](visit)
@@ -189,20 +197,20 @@ def test_a_batch_is_stopped_and_answers_of_one_model_stay_its_own(page: dict[str
     assert page["other_model"][0]("other", visit)["caveats"][0].startswith("Answers of tiny. Give the pictures again")
     row = SimpleNamespace(row_value=["synthetic-1/cell-01.png"])
     assert name_kept(visit, by_name(page["press_row"][0](visit, row))["cell-strip"]["example"]) == row.row_value[0]
-    assert page["press_row"][0](visit, SimpleNamespace(row_value=["none"])) == gr.skip()
-    page["start"][2]({"example": "people", "files": []}, visit)
-    *_, refused = [by_name(step) for step in page["read"][0]("../x", False, visit)]
+    assert by_name(page["press_row"][0](visit, SimpleNamespace(row_value=["none"]))) == {}
+    page["begin"][2]({"example": "people", "files": []}, "tiny", visit)
+    *_, refused = [by_name(step) for step in page["go_on"][2]("../x", visit, False)]
     assert refused["people"]["problem"].startswith("'../x' is no model name")
 
 
 def test_a_smear_that_is_lost_or_asked_of_no_model_is_one_sentence(page: dict[str, list[Handler]]) -> None:
     visit = Visit()
-    lost = by_name(page["start"][1]({"example": "own", "files": []}, visit))
+    lost = by_name(page["begin"][1]({"example": "own", "files": []}, "tiny", visit))
     assert lost["smear-card"]["problem"].startswith("Your picture was not kept") and lost["smear-stage"] == {}
-    page["start"][1]({"example": "smear", "files": []}, visit)
-    refused = by_name(page["find_cells"][0]("../x", visit))
+    page["begin"][1]({"example": "smear", "files": []}, "tiny", visit)
+    refused = found_by(page, "../x", visit)
     assert refused["smear-card"]["problem"].startswith("'../x' is no model name")
-    assert "boxes" not in refused["smear-stage"]
+    assert "smear-stage" not in refused, "it is shown since the beginning"
 
 
 def test_every_model_is_asked_before_a_visitor_comes(tiny_release: Path, tmp_path: Path, capsys: Any) -> None:

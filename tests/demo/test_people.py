@@ -29,7 +29,7 @@ def row_of(shares: list[float]) -> dict[str, Any]:
 def test_a_person_without_enough_cells_is_told_how_many_are_missing() -> None:
     row = row_of([0.9] * 48)
     assert row["cells"] == "48 cells" and row["words"] == "Too few cells"
-    assert row["detail"] == "2 more cells are needed, like its training cells: 50 in all" and "width" not in row
+    assert row["detail"] == "2 more cells are needed, like its training cells: 50 in all" and "high" not in row
 
 
 def test_a_person_whose_cells_are_unsure_leans() -> None:

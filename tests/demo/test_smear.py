@@ -70,7 +70,7 @@ def test_a_box_is_a_button_with_its_class_however_many_there_are() -> None:
     boxes = [box(read, number) for number in range(len(read.reading.cells))]
     assert [boxes[number]["words"] for number in (0, 1, 32)] == ["1 ALL", "2 ?", "33 HEM"]
     assert [boxes[number]["whole"] for number in (0, 2)] == [True, False]
-    assert boxes[0]["left"] == 0 and boxes[0]["width"] == 4 and boxes[0]["top"] == 10
+    assert boxes[0]["left"] == 0 and boxes[0]["width"] == 40 and boxes[0]["top"] == 50
     assert whole_words(read) == "32 whole white cells, 1 cut by the edge"
 
 

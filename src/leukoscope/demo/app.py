@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from typing import Any
 
@@ -10,11 +9,12 @@ import gradio as gr
 
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.demo.batch import batch_tab
-from leukoscope.demo.cell import PRIVATE_EVENT, Page, cell_tab
+from leukoscope.demo.cell import cell_tab
 from leukoscope.demo.components import PictureStrip
 from leukoscope.demo.endpoints import add_endpoints
 from leukoscope.demo.evidence import evidence_tab
 from leukoscope.demo.models import Models
+from leukoscope.demo.page import PRIVATE_EVENT, Page
 from leukoscope.demo.pictures import CELL_NAMES, SMEAR_NAME, example_tile
 from leukoscope.demo.smear import smear_tab
 from leukoscope.demo.uploads import KEPT_SECONDS, OWN_NAME, Visit, as_example
@@ -23,6 +23,7 @@ from leukoscope.synthetic import EXAMPLE_CELLS
 
 PEOPLE_NAME = "people"
 TAB_NAMES = ("cell", "smear", "batch", "evidence")
+TAB_OF_EXAMPLE = {**dict.fromkeys(CELL_NAMES, "cell"), SMEAR_NAME: "smear", PEOPLE_NAME: "batch"}
 ABOUT = """
 **ALL**: a blast, an immature white cell, of acute lymphoblastic leukaemia. **HEM**: a normal cell, a B-cell precursor.
 """
@@ -38,8 +39,22 @@ KEEP_MODEL_IN_ADDRESS = """(model) => {
   address.searchParams.set("model", model);
   history.replaceState(null, "", address);
 }"""
+KEEP_TAB_IN_ADDRESS = """() => window.leukoscopeAddressIsRead && setTimeout(() => {
+  const tab = document.querySelector("[role=tab].selected");
+  if (!tab) return;
+  const name = tab.dataset.tabId;
+  // Keys go on from here, where what was pressed is in another tab.
+  document.activeElement === document.body && tab.focus();
+  const address = new URL(location);
+  name === "cell" ? address.searchParams.delete("tab") : address.searchParams.set("tab", name);
+  history.replaceState(null, "", address);
+})"""
 ADDRESS_IS_READ = """() => {
   window.leukoscopeAddressIsRead = true;
+  document.querySelector("#name a").addEventListener("click", (event) => {
+    event.preventDefault();
+    document.querySelector("[role=tab].selected").focus();
+  });
   // Arrow keys move between tabs.
   document.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -61,7 +76,7 @@ def build(models: Models) -> gr.Blocks:
     with gr.Blocks(title="Leukoscope", fill_width=True, analytics_enabled=False) as demo:
         visit = gr.State(Visit(), time_to_live=KEPT_SECONDS)
         with gr.Row(elem_id="head"):
-            gr.Markdown("# Leukoscope", elem_id="name", container=False)
+            gr.Markdown("[To the tabs](#pages)\n\n# Leukoscope", elem_id="name", container=False)
             gr.Markdown(RESEARCH_NOTICE, elem_id="notice", container=False)
             model = gr.Dropdown(
                 names,
@@ -72,26 +87,25 @@ def build(models: Models) -> gr.Blocks:
                 container=False,
                 elem_id="model",
             )
-        strips = (
-            PictureStrip(cells, "a cell", elem_id="cell-strip", render=False),
-            PictureStrip(smears, "a stained smear", elem_id="smear-strip", render=False),
-            PictureStrip(people, "cells, a folder, a zip", many=True, elem_id="batch-strip", render=False),
-        )
+        strips = {
+            "cell": PictureStrip(cells, "a cell", elem_id="cell-strip", render=False),
+            "smear": PictureStrip(smears, "a stained smear", elem_id="smear-strip", render=False),
+            "batch": PictureStrip(people, "cells, a folder, a zip", many=True, elem_id="batch-strip", render=False),
+        }
         with gr.Tabs(elem_id="pages") as pages:
-            page = Page(models, model, visit, pages, *strips)
-            with gr.Tab("Cell", id="cell") as cell:
+            page = Page(models, model, visit, pages, strips)
+            with gr.Tab("Cell", id="cell"):
                 cell_tab(page)
             with gr.Tab("Smear", id="smear") as smear:
                 smear_tab(page, smear)
-            with gr.Tab("Batch", id="batch") as batch:
+            with gr.Tab("Batch", id="batch"):
                 batch_tab(page)
             with gr.Tab("Evidence", id="evidence") as evidence:
                 evidence_tab(page, evidence)
-        for strip in strips:
+        for strip in strips.values():
             strip.change(None, strip, js="(chosen) => window.leukoscope.keepInAddress(chosen)")
         model.change(None, model, js=KEEP_MODEL_IN_ADDRESS)
-        for tab, name in zip((cell, smear, batch, evidence), TAB_NAMES, strict=True):
-            tab.select(None, js=keep_tab(name))
+        pages.change(None, js=KEEP_TAB_IN_ADDRESS)
         with gr.Column(elem_id="foot"):
             gr.Markdown(ABOUT, container=False)
             with gr.Accordion("Privacy, licences and citation", open=False):
@@ -101,7 +115,7 @@ def build(models: Models) -> gr.Blocks:
         def open_named(visit: Visit, request: gr.Request) -> dict[Any, Any]:
             return open_address(page, visit, request)
 
-        opened = demo.load(open_named, visit, [*strips, model, pages], **PRIVATE_EVENT)
+        opened = demo.load(open_named, visit, [*strips.values(), model, pages], **PRIVATE_EVENT)
         opened.then(None, js=ADDRESS_IS_READ)
     return demo.queue(default_concurrency_limit=16, max_size=64, api_open=False)
 
@@ -110,32 +124,23 @@ def open_address(page: Page, visit: Visit, request: gr.Request) -> dict[Any, Any
     """Open what the page's address names: an example, the model and the tab; by default the first cell."""
     asked = request.query_params
     name = asked.get("example", "")
-    tab_of_example = {SMEAR_NAME: "smear", PEOPLE_NAME: "batch"}.get(name, "cell")
+    tab_of_example = TAB_OF_EXAMPLE.get(name, "cell")
     number = asked.get("cell", "")
     if number.isdecimal():
         visit.wanted[tab_of_example] = int(number) - 1
-    opened: dict[Any, Any] = {page.cell: as_example(CELL_NAMES[0]), page.model: next(iter(page.models.names), "")}
+    opened: dict[Any, Any] = {
+        page.strips["cell"]: as_example(CELL_NAMES[0]),
+        page.model: next(iter(page.models.names), ""),
+    }
     with suppress(LeukoscopeError):
         opened[page.model] = page.models.checked(asked.get("model"))
     tab = asked.get("tab", tab_of_example)
     if tab in TAB_NAMES:
         opened[page.tabs] = gr.Tabs(selected=tab)
-    strips = {"cell": page.cell, "smear": page.smear, "batch": page.batch}
-    if name in (*CELL_NAMES, SMEAR_NAME, PEOPLE_NAME):
-        opened[strips[tab_of_example]] = as_example(name)
-    elif asked.get("own") and tab in strips:
-        opened[strips[tab]] = as_example(OWN_NAME)
+    if name in TAB_OF_EXAMPLE:
+        opened[page.strips[tab_of_example]] = as_example(name)
+    elif asked.get("own") and tab in page.strips:
+        opened[page.strips[tab]] = as_example(OWN_NAME)
+    elif name:
+        gr.Info("The example that this address names is not here: this is the first one.")
     return opened
-
-
-def keep_tab(tab: str) -> str:
-    """JavaScript that writes into the address which tab is open, once the page has read it."""
-    name = json.dumps("" if tab == TAB_NAMES[0] else tab)
-    return f"""() => {{
-  if (!window.leukoscopeAddressIsRead) return;
-  // Keys go on from here, where what was pressed is in another tab.
-  setTimeout(() => document.activeElement === document.body && document.querySelector("[role=tab].selected")?.focus());
-  const address = new URL(location);
-  {name} ? address.searchParams.set("tab", {name}) : address.searchParams.delete("tab");
-  history.replaceState(null, "", address);
-}}"""

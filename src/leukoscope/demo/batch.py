@@ -10,12 +10,11 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from leukoscope import LeukoscopeError
-from leukoscope.demo.cell import ANSWERING_EVENT, PRIVATE_EVENT, STARTING_EVENT, Page, open_as_cell, pressed
 from leukoscope.demo.components import PeoplePlot
 from leukoscope.demo.files import read_folder, sample_batch, unpacked
 from leukoscope.demo.models import Models
-from leukoscope.demo.people import MAX_BATCH_KEPT, BatchResult, Plot, lines_of, opened, plot_of, predict_batch
+from leukoscope.demo.page import PRIVATE_EVENT, STARTING_EVENT, Page, Update, add_pressed_cells, add_question, open_cell
+from leukoscope.demo.people import BatchResult, Plot, lines_of, plot_of, predict_batch
 from leukoscope.demo.uploads import Chosen, Visit
 from leukoscope.reports import words
 
@@ -33,79 +32,59 @@ SHOWN_COLUMNS = ["file", "subject", "outcome", "label"]  # of the table on the p
 def batch_tab(page: Page) -> None:
     """Build the tab."""
     plot = PeoplePlot(INVITATION, elem_id="people")
-    page.batch.render()  # type: ignore[no-untyped-call]
+    strip = page.strips["batch"]
+    strip.render()  # type: ignore[no-untyped-call]
     by_folder = gr.Checkbox(label="One folder a person, in what is given next", container=False, elem_id="by-folder")
     table = gr.Dataframe(
         interactive=False, max_height=360, show_search="filter", label="Every cell", visible=False, elem_id="cells"
     )
 
-    def start(strip: Any, visit: Visit) -> dict[Any, Any]:
-        """Stop the batch before, and note what is read now."""
-        visit.asked["batch"] += 1
-        visit.batch = None
+    def start(chosen: Chosen, model: str, visit: Visit) -> Update:
+        """Note what is read now."""
         visit.is_batch_stopped = False
-        try:
-            visit.batch_files = visit.chosen("batch", strip)
-        except LeukoscopeError as error:
-            visit.batch_files = None
-            return {plot: Plot(problem=str(error)), page.visit: visit}
-        return {plot: Plot(title="Reading …", reading=True), table: gr.Dataframe(visible=False), page.visit: visit}
+        visit.question["batch"] = chosen
+        return {plot: Plot(title="Reading …", reading=True), **emptied}
 
-    def read(model: str, folders_are_people: bool, visit: Visit) -> Iterator[dict[Any, Any]]:
-        """The results so far, again and again, until they are stopped or something else is asked."""
-        number = visit.asked["batch"]
+    def read(
+        chosen: Chosen, model: str, visit: Visit, folders_are_people: bool
+    ) -> Iterator[tuple[BatchResult, Update]]:
+        """The results so far, again and again, until they are stopped."""
         drawn_at = 0.0
-        yield {page.visit: visit}  # outputs of a generator that yields nothing are emptied
-        if visit.batch_files is None:
-            return
-        try:
-            for batch in results(page.models, model, visit.batch_files, folders_are_people is True, visit):
-                if visit.asked["batch"] != number:
-                    return
-                visit.batch = batch
-                if time.monotonic() - drawn_at > SECONDS_BETWEEN or not batch.is_reading:
-                    drawn_at = time.monotonic()
-                    yield {plot: plot_of(batch)}
-            lines = pd.DataFrame(lines_of(batch))
-            lines["outcome"] = lines["outcome"].map(words.outcome_text)
-            columns = [*SHOWN_COLUMNS, *(f"p_{label}" for label in batch.release.labels)]
-            opened = open_cell(page, visit, visit.wanted.pop("batch", None))
-            yield {table: gr.Dataframe(lines[columns].round(3), visible=True), **opened}
-        except LeukoscopeError as error:
-            if visit.asked["batch"] == number:
-                yield {plot: Plot(problem=str(error))}
+        for batch in results(page.models, model, chosen, folders_are_people is True, visit):
+            if time.monotonic() - drawn_at > SECONDS_BETWEEN or not batch.is_reading:
+                drawn_at = time.monotonic()
+                yield batch, {plot: plot_of(batch)}
+        lines = pd.DataFrame(lines_of(batch))
+        lines["outcome"] = lines["outcome"].map(words.outcome_text)
+        columns = [*SHOWN_COLUMNS, *(f"p_{label}" for label in batch.release.labels)]
+        yield batch, {table: gr.Dataframe(lines[columns].round(3), visible=True)}
 
-    def press(visit: Visit, event: gr.EventData) -> dict[Any, Any]:
-        """Open the cell that was pressed."""
-        return open_cell(page, visit, pressed(event, "number", int)) or gr.skip()
-
-    def press_row(visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
+    def press_row(visit: Visit, event: gr.SelectData) -> Update:
         """Open the cell of a row of the table, whatever its order."""
-        for number, cell in enumerate(visit.batch.cells if visit.batch else ()):
-            if [cell.name] == event.row_value[:1]:
-                return open_cell(page, visit, number)
-        return gr.skip()
+        batch = visit.result.get("batch")
+        names = [cell.name for cell in batch.cells] if batch else []
+        name = event.row_value[0]
+        return open_cell(page, visit, "batch", names.index(name) if name in names else None)
 
     def other_model(model: str, visit: Visit) -> Any:
         """Say whose answers are shown: the files are deleted, so another model cannot be asked about them."""
-        if visit.batch is None:
+        batch = visit.result.get("batch")
+        if batch is None:
             return gr.skip()
-        asked = words.short_name(visit.batch.release.name)
+        asked = words.short_name(batch.release.name)
         caveat = f"Answers of {asked}. Give the pictures again to ask {words.short_name(model)}."
-        return plot_of(visit.batch) | Plot(caveats=[caveat])
+        return plot_of(batch) | Plot(caveats=[caveat])
 
     def stop(visit: Visit) -> None:
         """Leave out what is not read yet."""
         visit.is_batch_stopped = True
 
-    outputs = [plot, table, page.tabs, page.cell, page.visit]
-    started = page.batch.change(start, [page.batch, page.visit], outputs, **STARTING_EVENT)
-    queue: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "batch"}
-    started.success(read, [page.model, by_folder, page.visit], outputs, **queue, **ANSWERING_EVENT)
+    emptied = {table: gr.Dataframe(visible=False)}
+    add_question(page, "batch", plot, emptied, start, read, [strip.change], options=[by_folder])
+    add_pressed_cells(page, "batch", [plot.select])
     page.model.change(other_model, [page.model, page.visit], plot, **PRIVATE_EVENT)
-    plot.select(press, page.visit, outputs, **PRIVATE_EVENT)
     plot.stop(stop, page.visit, None, **STARTING_EVENT)
-    table.select(press_row, page.visit, outputs, **PRIVATE_EVENT)
+    table.select(press_row, page.visit, [page.tabs, page.strips["cell"], page.visit], **PRIVATE_EVENT)
 
 
 def results(models: Models, model: str, chosen: Chosen, by_folder: bool, visit: Visit) -> Iterator[BatchResult]:
@@ -120,17 +99,3 @@ def results(models: Models, model: str, chosen: Chosen, by_folder: bool, visit: 
         return
     with unpacked(chosen.files) as folder:
         yield from predict_batch(models, model, partial(read_folder, folder, by_folder=by_folder), stopped)
-
-
-def open_cell(page: Page, visit: Visit, number: int | None) -> dict[Any, Any]:
-    """Show a cell of the visit's batch in the tab of one cell."""
-    batch: BatchResult | None = visit.batch
-    if batch is None or visit.batch_files is None or number is None or not 0 <= number < len(batch.cells):
-        return {}
-    cell = batch.cells[number]
-    if not cell.content:
-        raise gr.Error(
-            f"{cell.name}: of a batch, {MAX_BATCH_KEPT // 2**20} MB of pictures are kept; send this one alone",
-            print_exception=False,
-        )
-    return open_as_cell(page, visit, opened(cell.name, cell.content), visit.batch_files.example, number)

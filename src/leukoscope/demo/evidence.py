@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, metadata
-from typing import Any
 
 import gradio as gr
 import pandas as pd
@@ -13,15 +12,15 @@ import pandas as pd
 from leukoscope import RESEARCH_NOTICE, LeukoscopeError
 from leukoscope.data.registry import cells_of
 from leukoscope.demo.answers import colour
-from leukoscope.demo.cell import PRIVATE_EVENT, Page
 from leukoscope.demo.components import PeoplePlot
 from leukoscope.demo.models import Models
-from leukoscope.demo.people import Plot, placed_dot
+from leukoscope.demo.page import PRIVATE_EVENT, Page
+from leukoscope.demo.people import Plot
 from leukoscope.demo.pictures import Row
 from leukoscope.models.metrics import SubjectFigures
 from leukoscope.models.release import CARD_FILE, ReleaseInfo
 from leukoscope.reports import words
-from leukoscope.reports.tables import hundred
+from leukoscope.reports.tables import Table, as_text, hundred
 
 INTRODUCTION = """
 ## How good are they?
@@ -41,58 +40,49 @@ _DIAGRAM = re.compile(r"^([ \t]*(?:```+|~~~+))[ \t]*mermaid", re.IGNORECASE | re
 
 def evidence_tab(page: Page, opened: gr.Tab) -> None:
     """Build the tab."""
-    models = page.models
     with gr.Column(elem_id="evidence"):
-        gr.Markdown(INTRODUCTION, container=False)
-        measured = gr.Dataframe(interactive=False, wrap=True, show_label=False, elem_id="measured")
-        facts = gr.Markdown(container=False)
+        facts = gr.Markdown(INTRODUCTION, container=False)
         people = PeoplePlot(Plot(), elem_id="tested-people")
-        changes = gr.Dataframe(
-            interactive=False,
-            wrap=True,
-            label="Small changes of the picture: of 100 cells, how many get another answer",
-            elem_id="changes",
-        )
         card = gr.Markdown(container=False, elem_id="model-card")
 
-    def show(model: str) -> tuple[Any, ...]:
+    def show(model: str) -> tuple[str, Plot, str]:
         """The measurements of all models, and all of the chosen one."""
+        text = f"{INTRODUCTION}\n{measurements(page.models)}\n\n"
         try:
-            release = models.release(model)
+            release = page.models.release(model)
         except LeukoscopeError as error:
-            return measurements(models), str(error), Plot(), gr.Dataframe(visible=False), ""
-        table = changes_of(release)
-        worst = gr.Dataframe(table, visible=not table.empty)
-        return measurements(models), facts_of(release), people_of(release), worst, card_of(release)
+            return text + str(error), Plot(), ""
+        return text + facts_of(release), people_of(release), card_of(release)
 
     gr.on(
         [opened.select, page.model.change],
         show,
         page.model,
-        [measured, facts, people, changes, card],
+        [facts, people, card],
         trigger_mode="always_last",
         **PRIVATE_EVENT,
     )
 
 
-def measurements(models: Models) -> pd.DataFrame:
-    """Every model's two measurements, further people first."""
+def measurements(models: Models) -> str:
+    """A table of every model's two measurements, further people first."""
     lines = []
     for name in models.names:
+        model = as_text(words.short_name(name))
         try:
             release = models.release(name)
         except LeukoscopeError as error:
-            lines.append({"model": words.short_name(name), "tested on": str(error)})
+            lines.append({"tested on": f"**{model}**: {as_text(str(error))}"})
             continue
         further, own = words.trust_rows(release.metrics)
         for row, cells in ((further, cells_per_person(release)), (own, "")):
-            line = {"model": words.short_name(name)}
+            people = f"{row.name}{cells}" if row.meters else row.caveat
+            line = {"tested on": f"**{model}**: {as_text(people)}"}
             for meter in row.meters:
-                line[f"{meter.label} of 100"] = f"{meter.share} ({meter.low}–{meter.high})"
-            line["tested on"] = f"{row.name}{cells}" if row.meters else row.caveat
+                line[f"{as_text(meter.label)} of 100"] = f"{meter.share} ({meter.low}–{meter.high})"
             lines.append(line)
     table = pd.DataFrame(lines).fillna("–")
-    return table[[*table.columns.drop("tested on"), "tested on"]]
+    return str(Table(list(table.columns), table.to_numpy().tolist()))
 
 
 def cells_per_person(release: ReleaseInfo) -> str:
@@ -108,13 +98,14 @@ def cells_per_person(release: ReleaseInfo) -> str:
 def facts_of(release: ReleaseInfo) -> str:
     """What must be known of the chosen model's measurements, and where the code is."""
     lines = [
-        f"### {words.short_name(release.name)}",
+        f"### {as_text(words.short_name(release.name))}",
         words.about_further_people(release.metrics),
+        words.robustness_text(release.metrics),
         f"{words.model_text(release.metrics)}.",
         release.map_check.text,
         repository_link(),
     ]
-    return "\n\n".join(line for line in lines if line.strip("."))
+    return clean_card("\n\n".join(line for line in lines if line.strip(".")))
 
 
 def repository_link() -> str:
@@ -140,9 +131,9 @@ def people_of_class(labels: Sequence[str], label: str, subjects: Mapping[str, Su
     tested = sorted((person.accuracy, name) for name, person in subjects.items() if person.label == label)
     mean = sum(accuracy for accuracy, _ in tested) / max(1, len(tested))
     dots = []
-    for place, (accuracy, name) in enumerate(tested):
+    for accuracy, name in tested:
         title = f"{name}: {hundred(accuracy)} of 100 of {subjects[name].cells} cells"
-        dots.append(placed_dot(-1, accuracy, place, colour(label, labels), title))
+        dots.append({"share": accuracy, "colour": colour(label, labels), "title": title})
     return {
         "name": label,
         "cells": f"{len(tested)} people",
@@ -151,16 +142,6 @@ def people_of_class(labels: Sequence[str], label: str, subjects: Mapping[str, Su
         "detail": "the mean over people",
         "colour": colour(label, labels),
     }
-
-
-def changes_of(release: ReleaseInfo) -> pd.DataFrame:
-    """Of each kind of small change the worst: of 100 cells, how many get another answer; empty where not measured."""
-    robustness = release.metrics.robustness
-    lines = []
-    for change in robustness.worst_of_families("class_changed") if robustness else ():
-        shares = {"another class": change.class_changed, "not sure": change.abstained, "refused": change.refused}
-        lines.append({"shown": change.shows, **{name: hundred(share) for name, share in shares.items()}})
-    return pd.DataFrame(lines)
 
 
 def card_of(release: ReleaseInfo) -> str:

@@ -25,7 +25,6 @@ from leukoscope.inference.subject import SubjectPrediction, SubjectRule
 from leukoscope.models.release import ReleaseInfo
 from leukoscope.reports import words
 
-LANES = (50, 34, 66, 22, 78)  # per cent of a row's height, so that dots beside each other can be told apart
 MAX_BATCH_KEPT = 64 * 2**20  # bytes of a batch's files that stay in the visitor's session, to be opened
 MAX_NOTES = 8  # that the page shows
 UNKNOWN = "unknown person"
@@ -51,7 +50,7 @@ class Plot(TypedDict, total=False):
     share: float  # of the files that are read, per cent
     caveats: list[str]
     notes: list[str]
-    people: list[Row]  # each with `dots`; places are per cent
+    people: list[Row]  # each with `dots`; places are shares of the width
     axis: str
     saved: str
 
@@ -83,6 +82,10 @@ class BatchResult:
         """The class whose probability is plotted."""
         return self.rule.positive_label if self.rule else self.release.labels[0]
 
+    def share(self, number: int) -> float:
+        """The probability of a cell that is plotted."""
+        return self.cells[number].prediction.probabilities[self.positive]
+
     @property
     def by_person(self) -> dict[str, list[int]]:
         """Person, "" for unknown → numbers of the cells, people by name."""
@@ -98,6 +101,21 @@ class BatchResult:
         cells = [cell.prediction for cell in self.cells if cell.subject == name]
         shares = np.array([list(cell.probabilities.values()) for cell in cells])
         return self.rule.predict(shares, [cell.outcome for cell in cells], subject=name)
+
+    def cell_picture(self, number: int) -> Picture | None:
+        """A cell that can be opened; None where there is none of that number.
+
+        Raises:
+            DataError: its file was not kept.
+        """
+        if not 0 <= number < len(self.cells):
+            return None
+        cell = self.cells[number]
+        if not cell.content:
+            raise DataError(
+                f"{cell.name}: of a batch, {MAX_BATCH_KEPT // 2**20} MB of pictures are kept; send this one alone"
+            )
+        return opened(cell.name, cell.content)
 
     @property
     def caveats(self) -> list[str]:
@@ -205,14 +223,13 @@ def plot_of(result: BatchResult) -> Plot:
 def person(result: BatchResult, name: str, numbers: Sequence[int]) -> Row:
     """One person with these cells; without a verdict while cells are still read."""
     row: Row = {"name": name or UNKNOWN, "cells": f"{len(numbers)} cell{'s' * (len(numbers) > 1)}"}
-    row["dots"] = [dot(result, number, place) for place, number in enumerate(numbers)]
+    row["dots"] = [dot(result, number) for number in sorted(numbers, key=result.share)]
     prediction = result.prediction(name)
     if prediction is None:
         return row
     row |= {"colour": colour(prediction.outcome, result.release.labels), **person_words(prediction)}
     if prediction.is_result and prediction.interval is not None:
-        low, high = prediction.interval
-        row |= {"low": round(100 * low, 1), "width": round(max(1, 100 * (high - low)), 1)}
+        row["low"], row["high"] = prediction.interval
     return row
 
 
@@ -237,19 +254,13 @@ def person_words(prediction: SubjectPrediction) -> Row:
     return {"words": verdict, "detail": detail}
 
 
-def dot(result: BatchResult, number: int, place: int) -> Row:
+def dot(result: BatchResult, number: int) -> Row:
     """One cell."""
     cell = result.cells[number]
-    share = cell.prediction.probabilities[result.positive]
+    share = result.share(number)
     outcome = cell.prediction.outcome
     title = f"{cell.name}: {words.outcome_text(outcome)}, {result.positive} {words.percent(share)}"
-    return placed_dot(number, share, place, colour(outcome, result.release.labels), title)
-
-
-def placed_dot(number: int, share: float, place: int, colour: str, title: str) -> Row:
-    """A dot at a share, 0–1, of the plot's width."""
-    lane = LANES[place % len(LANES)]
-    return {"number": number, "x": round(100 * share, 1), "y": lane, "colour": colour, "title": title}
+    return {"number": number, "share": share, "colour": colour(outcome, result.release.labels), "title": title}
 
 
 def lines_of(result: BatchResult) -> list[Row]:

@@ -152,8 +152,13 @@ def map_over(picture: Picture, prediction: Prediction, label: str, finer: int = 
     if finer > 1 and picture.on_black:
         image = image.resize((finer * image.width, finer * image.height), Image.Resampling.BICUBIC)
     scale = image.width / picture.image.width
-    left, top, right, bottom = (edge * scale for edge in prediction.view_box)
-    return overlay(image, heats[label], (left, top, right, bottom), opacity=OPACITY, peak=peak)
+    left, top, right, bottom = (round(edge * scale) for edge in prediction.view_box)
+    if finer == 1 or not picture.on_black:
+        return overlay(image, heats[label], (left, top, right, bottom), opacity=OPACITY, peak=peak)
+    # Without the frame of the view, which is a stray line on a black stage.
+    view = image.crop((left, top, right, bottom))
+    image.paste(overlay(view, heats[label], (0, 0, *view.size), opacity=OPACITY, peak=peak), (left, top))
+    return image
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,22 +10,23 @@ import gradio as gr
 import numpy as np
 from typing_extensions import TypedDict
 
-from leukoscope import RESEARCH_NOTICE, DataError, LeukoscopeError
+from leukoscope import RESEARCH_NOTICE, DataError
 from leukoscope.data.registry import EMPTY_SLIDE_RGB, cells_of
 from leukoscope.data.smear import IMPLAUSIBLE_SCALE, SmearCell, cut_out
 from leukoscope.demo import pictures
 from leukoscope.demo.answers import Card, Part, as_csv, ask, called, colour, other_line, trusted
-from leukoscope.demo.cell import (
-    ANSWERING_EVENT,
+from leukoscope.demo.components import SmearStage, VerdictCard
+from leukoscope.demo.models import Models
+from leukoscope.demo.page import (
     PRIVATE_EVENT,
     STARTING_EVENT,
     Page,
+    Update,
+    add_pressed_cells,
+    add_question,
     chosen_model,
-    open_as_cell,
     pressed,
 )
-from leukoscope.demo.components import SmearStage, VerdictCard
-from leukoscope.demo.models import Models
 from leukoscope.demo.pictures import SMEAR_NAME, Picture, Row, examples
 from leukoscope.demo.uploads import SMEAR_PIXELS, Chosen, Visit, as_example
 from leukoscope.inference.prediction import ABSTAIN, FIELD_NEEDS, REFUSED
@@ -37,7 +38,6 @@ from leukoscope.reports.words import outcome_text
 # Of one smear: half a minute of a small machine; a visitor's cell waits until a batch of its cells is computed.
 LIMITS: dict[str, Any] = {"most_cells": 500, "seconds": 60, "batch_size": 2}
 SCALE_BAR = 20  # µm
-WORD_HEIGHT = 0.06  # of a box, as a share of the picture
 MARKS = {ABSTAIN: "?"}  # what a box without a class says, unless "no class"
 FEWEST_NUCLEI = 3  # whole cells on whose nuclei a scale may be measured
 SOURCES = {"given": "as given", "red cells": "from its red cells", "nuclei": "from its nuclei"}
@@ -52,10 +52,11 @@ class SmearView(TypedDict, total=False):
     """A smear as its stage shows it."""
 
     picture: str
-    ratio: float
+    width: int
+    height: int
     name: str
     scale: str
-    boxes: list[Row]  # places are per cent of the picture
+    boxes: list[Row]  # places are pixels of the picture
     bar: float
     bar_words: str
     notice: str
@@ -72,6 +73,15 @@ class Reading(NamedTuple):
     def whole(self) -> list[int]:
         """Numbers of the cells that can be opened."""
         return [number for number, cell in enumerate(self.reading.cells) if cell.prediction]
+
+    def cell_picture(self, number: int) -> Picture | None:
+        """A cell, alone on black; None where there is no whole one of that number."""
+        scale = self.reading.smear.scale
+        if scale is None or number not in self.whole:
+            return None
+        image = cut_out(self.picture.image, self.reading.cells[number].cell, scale.um_per_pixel)
+        name = f"Cell {number + 1} of {self.picture.name}"
+        return Picture(image, name, field_share=self.reading.in_distribution, back="smear")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -102,49 +112,31 @@ def smear_tab(page: Page, opened: gr.Tab) -> None:
             stage = SmearStage(SmearView(), elem_id="smear-stage", elem_classes="light")
         with gr.Column(scale=6, min_width=320):
             card = VerdictCard(SMEAR_WAITING, elem_id="smear-card")
-    page.smear.render()  # type: ignore[no-untyped-call]
+    strip = page.strips["smear"]
+    strip.render()  # type: ignore[no-untyped-call]
 
-    def start(strip: Any, visit: Visit) -> dict[Any, Any]:
-        """Show the smear at once, and a card that waits."""
-        visit.asked["smear"] += 1
-        visit.smear = None
-        try:
-            visit.smear_picture = chosen_smear(visit.chosen("smear", strip), visit)
-        except LeukoscopeError as error:
-            visit.smear_picture = None
-            return {card: Card(problem=str(error)), stage: SmearView(), page.visit: visit}
-        if visit.smear_picture is None:
-            return {page.visit: visit}
-        return {card: SMEAR_WAITING, stage: smear_view(visit.smear_picture), page.visit: visit}
-
-    def find_cells(model: str, visit: Visit) -> dict[Any, Any]:
-        """Show the cells of the smear, and open the one that the page's address names."""
-        number = visit.asked["smear"]
-        picture = visit.smear_picture
-        reading = None
+    def start(chosen: Chosen, model: str, visit: Visit) -> Update:
+        """Show the smear, and a card that waits; nothing where nothing was given."""
+        picture = chosen_smear(chosen, visit)
         if picture is None:
-            return gr.skip()
-        try:
-            reading = read_cells(page.models, picture, model, lambda: visit.asked["smear"] != number)
-            drawn = {card: smear_card(reading, page.models), stage: smear_view(picture, reading)}
-        except LeukoscopeError as error:
-            drawn = {card: Card(problem=str(error)), stage: smear_view(picture)}
-        if visit.asked["smear"] != number:
-            return gr.skip()
-        visit.smear = reading
-        return drawn | open_cell(page, visit, visit.wanted.pop("smear", None))
+            return {}
+        visit.question["smear"] = picture
+        return {card: SMEAR_WAITING, stage: smear_view(picture)}
 
-    def set_scale(visit: Visit, event: gr.EventData) -> dict[Any, Any]:
+    def find_cells(picture: Picture, model: str, visit: Visit) -> Iterator[tuple[Reading, Update]]:
+        """The cells of the smear."""
+        number = visit.asked["smear"]
+        read = read_cells(page.models, picture, model, lambda: visit.asked["smear"] != number)
+        yield read, {card: smear_card(read, page.models), stage: smear_view(picture, read)}
+
+    def set_scale(visit: Visit, event: gr.EventData) -> Update:
         """Read the smear again by the scale that was typed; without one it is measured."""
-        visit.asked["smear"] += 1
-        um_per_pixel = pressed(event, "um", int | float)
-        if visit.smear_picture is not None:
-            visit.smear_picture = replace(visit.smear_picture, um_per_pixel=um_per_pixel)
-        return {card: SMEAR_WAITING, page.visit: visit}
-
-    def press(visit: Visit, event: gr.EventData) -> dict[Any, Any]:
-        """Open the cell that was pressed."""
-        return open_cell(page, visit, pressed(event, "number", int)) or gr.skip()
+        picture = visit.question.get("smear")
+        if picture is None:
+            return {page.visit: visit}
+        visit.ask("smear")
+        visit.question["smear"] = replace(picture, um_per_pixel=pressed(event, "um", int | float))
+        return {card: SMEAR_WAITING, stage: smear_view(picture), page.visit: visit}
 
     def first_smear(strip: Any, visit: Visit) -> Any:
         """The synthetic smear, where nothing was given here or as a cell."""
@@ -152,15 +144,11 @@ def smear_tab(page: Page, opened: gr.Tab) -> None:
             return gr.skip()
         return as_example(SMEAR_NAME)
 
-    opened.select(first_smear, [page.smear, page.visit], page.smear, **PRIVATE_EVENT)
-    outputs = [card, stage, page.tabs, page.cell, page.visit]
-    changed = [page.smear.change, page.model.change]
-    started = gr.on(changed, start, [page.smear, page.visit], outputs, **STARTING_EVENT)
-    scaled = stage.submit(set_scale, page.visit, outputs, **STARTING_EVENT)
-    queue: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "smear"}
-    for event in (started, scaled):
-        event.success(find_cells, [page.model, page.visit], outputs, **queue, **ANSWERING_EVENT)
-    gr.on([stage.select, card.select], press, page.visit, outputs, **PRIVATE_EVENT)
+    opened.select(first_smear, [strip, page.visit], strip, **PRIVATE_EVENT)
+    scaled = stage.submit(set_scale, page.visit, [card, stage, page.visit], **STARTING_EVENT)
+    changed = [strip.change, page.model.change]
+    add_question(page, "smear", card, {stage: SmearView()}, start, find_cells, changed, again=[scaled], at_once=1)
+    add_pressed_cells(page, "smear", [stage.select, card.select])
     card.input(chosen_model, page.model, page.model, **PRIVATE_EVENT)
 
 
@@ -202,7 +190,12 @@ def smear_card(read: Reading, models: Models) -> Card:
     )
     if read.has_scale:
         card["parts"] = [
-            Part(words=outcome_text(outcome), percent=str(count), share=count, colour=colour(outcome, reading.labels))
+            Part(
+                words=outcome_text(outcome),
+                percent=counted(count, "cells"),
+                share=count,
+                colour=colour(outcome, reading.labels),
+            )
             for outcome, count in read.counts.items()
         ]
         card["tiles"] = [smear_tile(read, number) for number in read.whole]
@@ -271,8 +264,8 @@ def cell_size(cell: SmearCell) -> tuple[float, float]:
 def smear_tile(read: Reading, number: int) -> Row:
     """A whole cell of a smear, beside its stage."""
     cell = read.reading.cells[number]
-    assert cell.prediction is not None
-    picture = cut_out_cell(read, number)
+    picture = read.cell_picture(number)
+    assert cell.prediction is not None and picture is not None
     area, nucleus = cell_size(cell.cell)
     caption = called(cell.outcome, cell.prediction.probabilities)
     return {
@@ -284,29 +277,13 @@ def smear_tile(read: Reading, number: int) -> Row:
     }
 
 
-def cut_out_cell(read: Reading, number: int) -> Picture:
-    """A whole cell, alone on black."""
-    scale = read.reading.smear.scale
-    assert scale is not None  # a smear without a scale has no cells
-    image = cut_out(read.picture.image, read.reading.cells[number].cell, scale.um_per_pixel)
-    name = f"Cell {number + 1} of {read.picture.name}"
-    return Picture(image, name, field_share=read.reading.in_distribution, back="smear")
-
-
-def open_cell(page: Page, visit: Visit, number: int | None) -> dict[Any, Any]:
-    """Show a cell of the visit's smear in the tab of one cell."""
-    read: Reading | None = visit.smear
-    if read is None or number not in read.whole:
-        return {}
-    return open_as_cell(page, visit, cut_out_cell(read, number), read.picture.example, number)
-
-
 def smear_view(picture: Picture, read: Reading | None = None) -> SmearView:
     """A smear with a box for each cell; before it is read, without."""
     image = picture.on(EMPTY_SLIDE_RGB).image
     view = SmearView(
         picture=pictures.small(image, pictures.SMEAR_SIDE),
-        ratio=image.width / image.height,
+        width=image.width,
+        height=image.height,
         name=picture.name,
         scale="scale not known",
         notice=RESEARCH_NOTICE,
@@ -326,7 +303,6 @@ def box(read: Reading, number: int) -> Row:
     """Where a cell lies, and what it is."""
     cell = read.reading.cells[number]
     labels = read.reading.labels
-    width, height = read.picture.image.size
     left, top, right, bottom = cell.cell.box
     outcome = cell.outcome if read.has_scale else AT_EDGE
     mark = outcome if outcome in labels else MARKS.get(outcome, "no class")
@@ -335,12 +311,10 @@ def box(read: Reading, number: int) -> Row:
         "words": f"{number + 1} {mark}",
         "colour": colour(outcome, labels),
         "whole": number in read.whole,
-        # A word above a cell at the upper edge would lie outside the picture.
-        "place": "below" if top / height < WORD_HEIGHT else "",
-        "left": 100 * left / width,
-        "top": 100 * top / height,
-        "width": 100 * (right - left) / width,
-        "height": 100 * (bottom - top) / height,
+        "left": left,
+        "top": top,
+        "width": right - left,
+        "height": bottom - top,
     }
 
 

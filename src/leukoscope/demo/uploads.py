@@ -202,25 +202,29 @@ class Visit:
 
     Attributes:
         asked: tab → number of its newest question: an older one stops.
+        question: tab → what is asked about: a picture, or what a batch is read from.
+        result: tab → what is known of it, whose cells can be opened.
         wanted: tab → number of the cell that the page's address opens there, until it is opened.
+        given: what was chosen as a cell.
         handed: tab → what was given as a cell and belongs there.
-        cell: the cell that is asked about.
-        smear_picture, smear: the smear on its stage, and its reading, whose cells can be opened.
-        batch_files, batch: what a batch is read from, and its result, whose cells can be opened.
         is_batch_stopped: whether the rest of the batch is left out.
     """
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
+        self.question: dict[str, Any] = {}
+        self.result: dict[str, Any] = {}
         self.wanted: dict[str, int] = {}
+        self.given = Chosen("")
         self.handed: dict[str, Chosen] = {}
-        self.cell: Picture | None = None
-        self.smear_picture: Picture | None = None
-        self.smear: Any = None
-        self.batch_files: Chosen | None = None
-        self.batch: Any = None
         self.is_batch_stopped = False
         self._pictures: dict[str, tuple[float, Picture]] = {}
+
+    def ask(self, tab: str) -> None:
+        """Count a new question, and forget the one before."""
+        self.asked[tab] += 1
+        self.question.pop(tab, None)
+        self.result.pop(tab, None)
 
     def chosen(self, tab: str, value: Any) -> Chosen:
         """What the strip of a tab was given, there or as a cell; errors as of `as_chosen`, or that it is lost."""

@@ -1,6 +1,7 @@
 // The value is the name of an example, or the paths of files on their way to the model. The newest wins: what was sent
 // late, of an earlier choice, is dropped.
 const AT_ONCE = 4;
+const AWAY = "The server is away. It is asked again, by itself, once it is back.";
 window.leukoscope ??= { asked: 0 };
 const note = (words) => {
   element.querySelector(".note").textContent = words;
@@ -43,6 +44,7 @@ async function give(list) {
     return;
   }
   const number = ++window.leukoscope.asked;
+  keepInAddress({ files });
   const isPicture = files.length === 1 && files[0].type.startsWith("image/");
   const words = "Sending …";
   const picture = isPicture ? URL.createObjectURL(files[0]) : "";
@@ -55,7 +57,7 @@ async function give(list) {
     }
   } catch {
     if (number === window.leukoscope.asked) {
-      const problem = "Not sent: the server cannot be reached, or refused it. Give it again.";
+      const problem = "Lost: the server cannot be reached, or refused it. Give it again.";
       note(problem);
       tell({ problem });
     }
@@ -73,6 +75,7 @@ function press(event) {
     // Now: without the server, Gradio loads the page again once it is back.
     keepInAddress(value);
     props.value = value;
+    fetch("healthz").catch(() => tell({ words: AWAY, picture: tile.querySelector("img").src }));
   }
 }
 

@@ -3,6 +3,24 @@ function boxes() {
   return [...element.querySelectorAll(".field > button, .cut")];
 }
 
+// A word stands above its box, or below or inside, where the picture ends or another word stands.
+function placeWords() {
+  const room = element.querySelector(".field")?.getBoundingClientRect();
+  const taken = [];
+  for (const word of element.querySelectorAll(".field > button span")) {
+    for (const place of ["above", "below", "inside"]) {
+      word.parentElement.dataset.place = place;
+      const { top, bottom, left, right } = word.getBoundingClientRect();
+      const isFree = (other) =>
+        other.bottom <= top || bottom <= other.top || other.right <= left || right <= other.left;
+      if (top >= room.top && bottom <= room.bottom && taken.every(isFree)) {
+        break;
+      }
+    }
+    taken.push(word.getBoundingClientRect());
+  }
+}
+
 // The smear with its boxes and words, and the notice below.
 function save(notice) {
   const image = element.querySelector("img");
@@ -18,10 +36,12 @@ function save(notice) {
   pen.font = `bold ${letter}px sans-serif`;
   pen.lineWidth = 3;
   for (const box of boxes()) {
-    const [left, top, wide, high] = ["left", "top", "width", "height"].map((side) => parseFloat(box.style[side]) / 100);
+    const scale = width / box.parentElement.clientWidth;
+    const [left, top, wide, high] = ["Left", "Top", "Width", "Height"].map((side) => box["offset" + side] * scale);
     pen.strokeStyle = pen.fillStyle = getComputedStyle(box).borderColor;
-    pen.strokeRect(left * width, top * height, wide * width, high * height);
-    pen.fillText(box.textContent, left * width, Math.max(letter, top * height - 4));
+    pen.strokeRect(left, top, wide, high);
+    const line = { below: top + high + letter, inside: top + high - 6 }[box.dataset.place] ?? top - 4;
+    pen.fillText(box.textContent, left, line);
   }
   pen.fillStyle = "black";
   pen.fillText(notice, letter, height + 1.4 * letter);
@@ -42,12 +62,14 @@ function press(event) {
 }
 
 element.addEventListener("click", press);
+watch("value", placeWords);
+new ResizeObserver(placeWords).observe(element);
 element.addEventListener("submit", (event) => {
   event.preventDefault();
   trigger("submit", { um: event.target.elements.um.valueAsNumber });
 });
 document.addEventListener("leukoscope:given", (event) => {
   if (event.detail.shown(element) && "picture" in event.detail) {
-    props.value = { picture: event.detail.picture, ratio: 1.33 };
+    props.value = { picture: event.detail.picture, width: 4, height: 3 };
   }
 });
