@@ -44,7 +44,7 @@ GROUPS = {"audit": "evaluation", "benchmark": "evaluation", "split_check": "eval
 NODE_CEILINGS = {
     "cli": 10_438,
     "data": 33_244,
-    "demo": 21_319,
+    "demo": 20_656,
     "evaluation": 27_076,
     "hub": 3_456,
     "inference": 18_472,

@@ -245,7 +245,7 @@ def test_no_text_from_outside_runs_as_code(chromium: Any) -> None:
     page.wait_for_timeout(500)
     # Words of boxes at the same place stand above, below and inside.
     page.add_style_tag(content=".stage { height: 400px }")
-    page.locator("[data-place=inside]").wait_for()
+    page.locator("[data-place=above]").wait_for()
     words = page.locator(".field span").evaluate_all("spans => spans.map((span) => span.getBoundingClientRect().top)")
     assert len(set(words)) == 3
     assert page.locator("body").count() == 1 and page.locator("img[src=x]").count() == 0

@@ -22,7 +22,7 @@ SIZE = {"width": 1280, "height": 800}
     [
         ("app", "?model=leukoscope-efficientnet-b3-cnmc&view=map", "Cell", "#cell-stage .map img"),
         ("app_field", "", "Smear", "#smear-card .cells button"),
-        ("app_evidence", "", "Evidence", "#changes table"),
+        ("app_evidence", "", "Evidence", "#evidence table"),
     ],
 )
 def test_the_pictures_of_the_readme(

@@ -128,6 +128,10 @@ def test_a_zip_given_as_a_cell_opens_the_batch(page: dict[str, list[Handler]], o
     opened = by_name(page["press"][1](visit, gr.EventData(None, {"number": 1})))
     assert name_kept(visit, opened["cell-strip"]["example"]) == "b.png"
     assert by_name(page["press"][1](visit, gr.EventData(None, {"number": 9.5}))) == {}
+    cells = visit.result["batch"].cells
+    cells[1] = cells[1]._replace(content=b"")
+    with pytest.raises(gr.Error, match="b.png: of a batch, 64 MB of pictures are kept; send this one alone"):
+        page["press"][1](visit, gr.EventData(None, {"number": 1}))
 
 
 def test_a_smear_is_read_its_cells_open_once_and_its_scale_is_set(page: dict[str, list[Handler]]) -> None:

@@ -57,7 +57,7 @@ def test_the_verdict_counts_cells_and_a_scale_is_never_invented(read: Reading, w
     assert smear_card(read, NONE)["verdict"] == words
     view = smear_view(read.picture, read)
     has_scale = read.has_scale
-    assert ("bar" in view) == has_scale and (view["scale"] == "scale not known") != has_scale
+    assert ("um_per_pixel" in view) == has_scale and (view["scale"] == "scale not known") != has_scale
     said = " ".join(smear_card(read, NONE)["caveats"])
     assert "no OOD detector" not in said
     if read.whole and not has_scale:

@@ -105,11 +105,18 @@ def add_pressed_cells(page: Page, tab: str, pressed_events: Sequence[Any]) -> No
 
 
 def open_cell(page: Page, visit: Visit, tab: str, number: int | None) -> Update:
-    """Show a cell of the visit's smear or batch in the tab of one cell; nothing where there is no such cell."""
+    """Show a cell of the visit's smear or batch in the tab of one cell; nothing where there is no such cell.
+
+    Raises:
+        gr.Error: its file was not kept.
+    """
     result = visit.result.get(tab)
     if result is None or number is None:
         return {page.visit: visit}
-    picture = result.cell_picture(number)
+    try:
+        picture = result.cell_picture(number)
+    except LeukoscopeError as error:
+        raise gr.Error(str(error), print_exception=False) from None
     if picture is None:
         return {page.visit: visit}
     key = f"{visit.question[tab].example or OWN_NAME}-cell-{number + 1}-{visit.asked[tab]}"

@@ -47,7 +47,8 @@ class Plot(TypedDict, total=False):
     model: str
     title: str
     reading: bool
-    share: float  # of the files that are read, per cent
+    done: int
+    total: int
     caveats: list[str]
     notes: list[str]
     people: list[Row]  # each with `dots`; places are shares of the width
@@ -211,7 +212,8 @@ def plot_of(result: BatchResult) -> Plot:
         model=words.short_name(result.release.name),
         title=f"{stopped}{len(result.cells)} of {result.total} pictures read",
         reading=result.is_reading,
-        share=round(100 * result.done / max(1, result.total), 1),
+        done=result.done,
+        total=result.total,
         caveats=result.caveats,
         notes=notes,
         people=[person(result, name, numbers) for name, numbers in result.by_person.items()],

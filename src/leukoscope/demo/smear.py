@@ -37,7 +37,6 @@ from leukoscope.reports.words import outcome_text
 
 # Of one smear: half a minute of a small machine; a visitor's cell waits until a batch of its cells is computed.
 LIMITS: dict[str, Any] = {"most_cells": 500, "seconds": 60, "batch_size": 2}
-SCALE_BAR = 20  # µm
 MARKS = {ABSTAIN: "?"}  # what a box without a class says, unless "no class"
 FEWEST_NUCLEI = 3  # whole cells on whose nuclei a scale may be measured
 SOURCES = {"given": "as given", "red cells": "from its red cells", "nuclei": "from its nuclei"}
@@ -57,9 +56,7 @@ class SmearView(TypedDict, total=False):
     name: str
     scale: str
     boxes: list[Row]  # places are pixels of the picture
-    bar: float
-    bar_words: str
-    notice: str
+    um_per_pixel: float
 
 
 class Reading(NamedTuple):
@@ -286,7 +283,6 @@ def smear_view(picture: Picture, read: Reading | None = None) -> SmearView:
         height=image.height,
         name=picture.name,
         scale="scale not known",
-        notice=RESEARCH_NOTICE,
     )
     if read is None:
         return view
@@ -294,8 +290,7 @@ def smear_view(picture: Picture, read: Reading | None = None) -> SmearView:
     scale = read.reading.smear.scale
     if read.has_scale and scale is not None:
         view["scale"] = f"{scale.um_per_pixel:.4g} µm per pixel, {SOURCES[scale.source]}"
-        view["bar"] = 100 * SCALE_BAR / scale.um_per_pixel / image.width
-        view["bar_words"] = f"{SCALE_BAR} µm"
+        view["um_per_pixel"] = scale.um_per_pixel
     return view
 
 

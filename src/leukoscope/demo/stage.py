@@ -10,11 +10,11 @@ from leukoscope.demo.answers import Answer, called, colour
 from leukoscope.demo.pictures import Picture, Row, Stage
 from leukoscope.reports import words
 
-MAP_STATES = {True: "passed", False: "unreliable", None: "unchecked"}
+# Whether a release's maps passed → what the view and the line below it say.
 MAP_WORDS = {
-    True: "This model’s maps passed our checks.",
-    False: "This model’s maps failed our checks: do not read them.",
-    None: "This model’s maps were not checked.",
+    True: ("passed", "This model’s maps passed our checks."),
+    False: ("unreliable", "This model’s maps failed our checks: do not read them."),
+    None: ("unchecked", "This model’s maps were not checked."),
 }
 
 
@@ -38,8 +38,7 @@ def answered_stage(answer: Answer, others: Sequence[Row] = ()) -> Stage:
             tiles_words="A picture without a class is not turned or changed.",
             map_words="A picture without a class has no map.",
         )
-    stage["map_state"] = MAP_STATES[answer.maps_passed]
-    stage["map_words"] = MAP_WORDS[answer.maps_passed]
+    stage["map_state"], stage["map_words"] = MAP_WORDS[answer.maps_passed]
     readable = [line for line in others if line.get("has_map")]
     if readable and answer.maps_passed is False:
         stage["map_of"] = readable[0]["name"]

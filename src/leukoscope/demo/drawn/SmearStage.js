@@ -22,7 +22,7 @@ function placeWords() {
 }
 
 // The smear with its boxes and words, and the notice below.
-function save(notice) {
+function save() {
   const image = element.querySelector("img");
   const canvas = document.createElement("canvas");
   const { naturalWidth: width, naturalHeight: height } = image;
@@ -44,7 +44,7 @@ function save(notice) {
     pen.fillText(box.textContent, left, line);
   }
   pen.fillStyle = "black";
-  pen.fillText(notice, letter, height + 1.4 * letter);
+  pen.fillText(document.querySelector("#notice").innerText, letter, height + 1.4 * letter);
   const link = document.createElement("a");
   link.download = "leukoscope-smear.png";
   link.href = canvas.toDataURL("image/png");
@@ -53,11 +53,10 @@ function save(notice) {
 
 function press(event) {
   const box = event.target.closest("[data-number]");
-  const saved = event.target.closest(".save");
   if (box) {
     trigger("select", { number: Number(box.dataset.number) });
-  } else if (saved) {
-    save(saved.dataset.notice);
+  } else if (event.target.closest(".save")) {
+    save();
   }
 }
 
