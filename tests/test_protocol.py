@@ -157,8 +157,8 @@ def test_a_run_finished_with_other_flags_is_refused_by_name(
     other = replace(config, run=replace(config.run, learning_rate=0.5, seed=9))
     run = next(protocol_runs(other))
     assert _refusal(run) == (
-        f"--output_dir {run.folder}: holds a run with other settings (seed: 0, recipe's learning_rate: "
-        "0.0002); give another folder or remove it"
+        f"--output_dir {run.folder}: holds a run with other settings (seed: 0 instead of 9, recipe's "
+        "learning_rate: 0.0002 instead of 0.5); give another folder or remove it"
     )
 
 
@@ -263,9 +263,10 @@ def test_other_cells_under_the_same_flags_make_it_another_run(
     other.write_bytes(swapped[0])
     one.write_bytes(swapped[1])
     changed = next(protocol_runs(replace(config, data=replace(config.data, train_dir=str(others)))))
+    now = changed.config.data.load(image_size=32).fingerprint[:12]
     assert _refusal(changed) == (
         f"--output_dir {run.folder}: holds a run with other settings (the data's fingerprint: "
-        f"{data.fingerprint[:12]}); give another folder or remove it"
+        f"{data.fingerprint[:12]} instead of {now}); give another folder or remove it"
     )
 
 

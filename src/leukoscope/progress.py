@@ -102,10 +102,10 @@ class _Rate(rich_progress.ProgressColumn):
 
 
 def _rate(task: rich_progress.Task) -> str:
-    """ ", 12.3 a second", or "" as long as no part is done."""
+    """ ", 12.3/s", or "" as long as no part is done."""
     if not task.speed:
         return ""
-    return f", {task.speed:.3g} a second"
+    return f", {task.speed:.3g}/s"
 
 
 def _print_lines(task: rich_progress.Task, ended: threading.Event) -> None:

@@ -45,7 +45,16 @@ def test_each_subject_gets_a_line_and_a_reason(release: Path, cells: Path) -> No
         "b: too few cells: 1 cells can be used, but 2 are needed; likewise 2 more"
     ]
     assert lines[-1] == RESEARCH_NOTICE
-    assert any(line.startswith("rule: ") and "from at least 2 cells; wrong for 5% of unseen" in line for line in lines)
+    assert any(line.startswith("rule: ") and "from 2 or more cells; wrong for 5% of" in line for line in lines)
+
+
+def test_a_subject_that_the_release_was_trained_on_is_named(release: Path, cells: Path) -> None:
+    file = release / "metrics.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"training": {"subjects": ["b", "c"]}}))
+    result = run("patient", release, cells, "--subject_folders")
+    line = "It was trained on people called b: if these are the same, this is no test."
+    assert line in result.stdout.splitlines(), result.output
 
 
 def test_a_folder_of_pictures_is_one_subject_of_its_name(release: Path, cells: Path) -> None:

@@ -160,6 +160,21 @@ def test_an_event_that_is_none_or_lacks_values_is_one_line(address: str) -> None
     assert answer.status_code == 404 and answer.json()["detail"].startswith("nothing: no such endpoint; give one of")
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"data": [None]}, "body: missing a required argument: 'image'"),
+        ({"image": None, "data": []}, "body: got an unexpected keyword argument 'data'"),
+        ({}, "body: missing a required argument: 'image'"),
+    ],
+)
+def test_named_values_that_an_endpoint_does_not_have_are_one_line(
+    address: str, body: dict[str, Any], words: str
+) -> None:
+    answer = httpx.post(f"{address}gradio_api/call/v2/predict", json=body, timeout=60)
+    assert (answer.status_code, answer.json()["detail"]) == (422, words)
+
+
 def test_what_the_page_loads_and_what_is_closed(address: str) -> None:
     page = httpx.get(address, timeout=60)
     policy = page.headers["content-security-policy"]

@@ -385,3 +385,20 @@ def test_what_is_no_source_or_could_give_a_cell_to_a_wrong_subject_is_refused(
     with pytest.raises(LeukoscopeError) as refused:
         open_source(str(tmp_path / named), Reading(**reading))
     assert problem in str(refused.value)
+
+
+def test_a_table_of_the_pictures_that_cannot_be_read_or_names_nobody_is_not_passed_over(tmp_path: Path) -> None:
+    """Otherwise all people of a folder would be one."""
+    save_cell(tmp_path / "a.png", "ALL", size=64)
+    table = tmp_path / "metadata.csv"
+    table.write_text("Datei;Diagnose;Patient\na.png;ALL;P1\n")
+    with pytest.raises(LeukoscopeError, match="metadata.csv: has no column of image paths, such as file, only Datei"):
+        open_source(str(tmp_path))
+    table.write_text("file;label;Patinet\na.png;ALL;P1\n")
+    source = open_source(str(tmp_path))
+    assert source.report == f"{table} names no subject; --subject_column names its column."
+    with pytest.raises(LeukoscopeError, match="metadata.csv: names no subject; add a column called subject"):
+        source.subjects()
+    table.write_text("file;subject\nb.png;P1\n")
+    with pytest.raises(LeukoscopeError, match="metadata.csv: names no subject for 'a.png'"):
+        open_source(str(tmp_path))

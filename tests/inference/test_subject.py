@@ -101,12 +101,12 @@ def test_it_is_ready_for_json_with_its_rule_and_the_notice() -> None:
     row = json.loads(json.dumps(rule.predict(_p(0.9, 0.8, 0.95), ["ALL"] * 3).to_dict()))
     assert row["notice"] == RESEARCH_NOTICE
     assert row["rule"] == (
-        "10, 25, 50, 75 and 90 % quantiles of the cells' logits, from at least 3 cells; wrong for 5% of unseen "
+        "10, 25, 50, 75 and 90 % quantiles of the cells' logits, from 3 or more cells; wrong for 5% of "
         "subjects (95 % interval 1% to 20%)"
     )
     assert row["low"] <= row["p_ALL"] <= row["high"]
     nothing = replace(rule, error_rate=Rate(share=None))
-    assert nothing.text.endswith("from at least 3 cells; none of the subjects measured was given a class")
+    assert nothing.text.endswith("from 3 or more cells; none of the subjects measured was given a class")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from leukoscope.inference.prediction import Checks, Decision, Reason, Thresholds
+from leukoscope.inference.prediction import Decision, Reason, Thresholds
 from leukoscope.models.metrics import Metrics
 from leukoscope.reports.words import (
     brief_reason,
@@ -17,7 +17,6 @@ from leukoscope.reports.words import (
     percent,
     question,
     robustness_text,
-    trust_text,
     warnings,
 )
 from release_fixtures import ROBUSTNESS
@@ -62,23 +61,6 @@ def test_percent_never_rounds_to_certainty(share: float, text: str) -> None:
 def test_what_a_model_lacks_is_said_once(metrics: dict[str, Any], has_detector: bool, said: list[str]) -> None:
     found = warnings(Metrics.model_validate(metrics), has_detector=has_detector)
     assert len(found) == len(said) and all(one.startswith(start) for one, start in zip(found, said, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("probability", "checks", "said"),
-    [
-        # 2 people × .95 called rightly, 1 × .2 wrongly.
-        (0.97, {}, "Of 100 cells that it calls ALL, 90 were ALL: 3 unseen people, each counting the same"),
-        (0.10, {}, "Of 100 cells that it calls HEM, 89 were HEM: 3 unseen people"),
-        (0.52, {}, ""),
-        (0.97, {"ood_score": 3.0}, "Of 100 cells like its training cells, it refuses 2."),
-    ],
-)
-def test_trust_is_about_the_called_class_and_by_subject(probability: float, checks: Any, said: str) -> None:
-    shares = {"ALL": probability, "HEM": 1 - probability}
-    decision = DECIDED.decide(shares, Checks(**{"ood_score": 0.5, **checks}))
-    assert said in trust_text(decision, METRICS) and bool(trust_text(decision, METRICS)) == bool(said)
-    assert trust_text(decision, Metrics()) == ""
 
 
 def test_a_release_is_described_in_one_line() -> None:

@@ -116,11 +116,11 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"flags": {"deterministic": True, "seed": 0}}, "deterministic: False"),
-        ({"recipe": {"image_size": 64}}, "recipe's image_size: 32"),
-        ({"processes": 2}, "processes (accelerate launch --num_processes): 1"),
-        ({"start": "b" * 64}, "the start weights' sha256: aaaaaaaaaaaa"),
-        ({"data": "others"}, "the data's fingerprint: None"),
+        ({"flags": {"deterministic": True, "seed": 0}}, "deterministic: False instead of True"),
+        ({"recipe": {"image_size": 64}}, "recipe's image_size: 32 instead of 64"),
+        ({"processes": 2}, "processes (accelerate launch --num_processes): 1 instead of 2"),
+        ({"start": "b" * 64}, "the start weights' sha256: aaaaaaaaaaaa instead of bbbbbbbbbbbb"),
+        ({"data": "others"}, "the data's fingerprint: None instead of others"),
     ],
 )
 @pytest.mark.parametrize("is_finished", [False, True])
@@ -152,7 +152,10 @@ def test_a_setting_that_one_of_two_runs_lacks_is_another_setting() -> None:
     now = _identity(parse_config([]))
     flags = {name: value for name, value in now.flags.items() if name != "gradient_accumulation_steps"}
     then = replace(now, flags=flags, recipe=now.recipe | {"cutout": 0.3})
-    assert then.differences(now) == ["gradient_accumulation_steps: None", "recipe's cutout: 0.3"]
+    assert then.differences(now) == [
+        "gradient_accumulation_steps: None instead of 1",
+        "recipe's cutout: 0.3 instead of None",
+    ]
 
 
 def test_an_unfinished_run_is_not_overwritten_by_mistake(tmp_path: Path) -> None:

@@ -388,7 +388,7 @@ def test_an_interrupted_run_resumes_and_leaves_what_a_whole_one_leaves(
     monkeypatch.undo()
     assert "holds an unfinished run (" in _refusal(_own(own_cells, tmp_path / "run", *epochs))
     other = _own(own_cells, tmp_path / "run", *epochs, "--seed", "1", "--resume_from_checkpoint")
-    assert "holds a run with other settings (seed: 0, the split's fingerprint: " in _refusal(other)
+    assert "holds a run with other settings (seed: 0 instead of 1, the split's fingerprint: " in _refusal(other)
     run = train(_own(own_cells, tmp_path / "run", *epochs, "--resume_from_checkpoint"))
     assert "resuming from " in capsys.readouterr().out
     assert {path.name for path in run.iterdir()} == {path.name for path in whole.iterdir()}
@@ -409,7 +409,7 @@ def test_what_a_run_lacked_when_it_was_killed_at_its_very_end_is_done_by_resumin
     monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("trained again"))
     resumed = parse_config([*TINY, *SHALLOW, "--output_dir", str(out), "--resume_from_checkpoint"])
     other = replace(resumed, run=replace(resumed.run, seed=1))
-    assert "holds a run with other settings (seed: 0, " in _refusal(other)
+    assert "holds a run with other settings (seed: 0 instead of 1, " in _refusal(other)
     api.run(resumed)
     assert (out / "release" / "README.md").is_file() and (out / "metrics.json").read_bytes() == before
     assert not (out / "checkpoints").exists() and not list(out.rglob("*.tmp"))

@@ -13,11 +13,11 @@ import pytest
 
 from leukoscope import LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells
-from leukoscope.data.splits import Split, make_split
+from leukoscope.data.splits import BY_IMAGE, Split, make_split
 from leukoscope.models.recipes import get_recipe
 from leukoscope.training.config import parse_config
 from leukoscope.training.data import with_batch_that_fits
-from leukoscope.training.train import choose_split, missing_classes
+from leukoscope.training.train import choose_split, missing_classes, missing_fits
 
 
 @pytest.mark.parametrize("side", ["validation", "test", ""])
@@ -27,6 +27,17 @@ def test_a_side_that_lacks_a_class_is_noted(cells: FramedCells, split: Split, si
     assert missing_classes(cells, replace(split, **thin)) == (
         (f"{side} side: no cell of class ALL; its metrics cover the other classes only",) if side else ()
     )
+
+
+def test_what_cannot_be_fitted_is_said_before_training(cells: FramedCells, split: Split) -> None:
+    cells = replace(cells, data=cells.data.with_positive("ALL"))
+    never, rule = missing_fits(cells, replace(split, validation=tuple(cell for cell in cells.row_of if "ALL" in cell)))
+    assert never.startswith("the release will never abstain: class HEM: 0 subject(s) have it; calibration")
+    assert rule.startswith("no rule for subjects will be fitted: it needs 3 validation subjects of each class")
+    (rule,) = missing_fits(cells, replace(split, validation=()))
+    assert "and there are 0 of ALL and 0 of HEM" in rule
+    by_image = missing_fits(cells, make_split(cells.data, "random"))
+    assert by_image[-1] == f"no rule for subjects will be fitted: {BY_IMAGE}"
 
 
 @pytest.mark.parametrize("strategy", ["subject-cv", "random-cv", "all"])

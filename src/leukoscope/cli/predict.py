@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from leukoscope.inference.prediction import Prediction
     from leukoscope.inference.subject import SubjectPrediction
+    from leukoscope.models.release import ReleaseInfo
 
 MOST_EXPLAINED = 20  # files, in the table's notes
 
@@ -266,11 +267,11 @@ def patient(
     if as_json:
         typer.echo(json.dumps([subject.to_dict() for subject in subjects], indent=1))
     else:
-        _print_subjects(subjects, model=predictor.release.name)
+        _print_subjects(subjects, predictor.release)
     end_with(unreadable)
 
 
-def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
+def _print_subjects(subjects: list[SubjectPrediction], release: ReleaseInfo) -> None:
     from leukoscope.models.metrics import Interval
     from leukoscope.reports.tables import share, span
 
@@ -290,6 +291,10 @@ def _print_subjects(subjects: list[SubjectPrediction], *, model: str) -> None:
         if others:
             likewise = f"; likewise {len(others)} more"
         typer.echo(f"{shown_name(first.subject)}: {outcome}: {first.reason}{likewise}")
+    trained_on = {subject for training in release.metrics.trainings for subject in training.subjects}
+    known = [subject.subject for subject in subjects if subject.subject in trained_on]
+    if known:
+        typer.echo(f"It was trained on people called {', '.join(known)}: if these are the same, this is no test.")
     typer.echo(f"rule: {subjects[0].rule.text}")
     typer.echo("The interval covers only this subject's cells; it does not show how subjects differ.")
-    typer.echo(f"model: {model}\n{RESEARCH_NOTICE}")
+    typer.echo(f"model: {release.name}\n{RESEARCH_NOTICE}")

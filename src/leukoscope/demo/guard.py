@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html import escape
+from inspect import signature
 from typing import Any
 
 import gradio as gr
@@ -93,6 +94,10 @@ class Guard(BaseHTTPMiddleware):
         if event.collects_event_data and not isinstance(content.get("event_data"), dict):
             raise HTTPException(422, f"event_data: expected an object, got {_short(content.get('event_data'))}")
         if address["way"] == "call/v2":  # its values have names
+            try:
+                signature(event.fn).bind(**content)  # type: ignore[arg-type]  # a public one has a function
+            except TypeError as error:
+                raise HTTPException(422, f"body: {error}") from None
             return
         values = content.get("data")
         if not isinstance(values, list) or len(values) != len(event.inputs):

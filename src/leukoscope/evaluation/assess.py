@@ -18,7 +18,7 @@ import numpy as np
 
 from leukoscope import DataError, LeukoscopeError
 from leukoscope.data.pixel_cache import FramedCells, PixelRows
-from leukoscope.data.splits import Split
+from leukoscope.data.splits import BY_IMAGE, Split
 from leukoscope.evaluation import bootstrap, calibration
 from leukoscope.evaluation.baselines import size_only_out_of_fold
 from leukoscope.evaluation.calibration import OUT_OF_FOLD, calibration_block, leave_one_subject_out
@@ -256,7 +256,9 @@ def fit_on_validation(directory: Path, predictions: CellPredictions, cells: Fram
         )
     except LeukoscopeError as error:
         note(f"this release never abstains: no threshold could be fitted on the validation side ({error})")
-        blocks["subject_rule_missing"] = str(error)
+        blocks["subject_rule_missing"] = metrics.subject_rule_missing or str(error)
+    if split.group == "cell" and blocks.pop("subject_rule", None):
+        blocks["subject_rule_missing"] = BY_IMAGE
     try:
         detector, blocks["ood"] = fit_detector_on(cells, (*split.train, *split.validation))
     except LeukoscopeError as error:

@@ -74,6 +74,17 @@ def calibrated(predictions: CellPredictions, temperature: float) -> CellPredicti
     return replace(predictions, probabilities=scaled(predictions.probabilities, temperature))
 
 
+def too_few_subjects(subjects_of_class: Mapping[str, int], needed: int) -> str:
+    """Why nothing can be fitted on so many subjects of each class; "" where it can."""
+    for label, count in subjects_of_class.items():
+        if count < needed:
+            return (
+                f"class {label}: {count} subject(s) have it; calibration and thresholds need {needed} or more subjects "
+                "of each class"
+            )
+    return ""
+
+
 def leave_one_subject_out(predictions: CellPredictions, needed: int = MIN_SUBJECTS_FOR_CALIBRATION) -> dict[str, float]:
     """Fit for each subject, in order of their ids, the temperature on all others: subject → temperature.
 
@@ -84,12 +95,9 @@ def leave_one_subject_out(predictions: CellPredictions, needed: int = MIN_SUBJEC
         LeukoscopeError: fewer than `needed` subjects of a class, or a cell of an unknown subject.
     """
     predictions.require_subjects("calibration and thresholds are measured on unseen subjects")
-    for label, count in predictions.subjects_of_class.items():
-        if count < needed:
-            raise DataError(
-                f"class {label}: {count} subject(s) have it; calibration and thresholds need {needed} or more "
-                "subjects of each class"
-            )
+    reason = too_few_subjects(predictions.subjects_of_class, needed)
+    if reason:
+        raise DataError(reason)
     subjects = np.asarray(predictions.subjects)
     return {
         str(subject): fit_temperature(predictions.take(np.flatnonzero(subjects != subject)))

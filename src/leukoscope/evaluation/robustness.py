@@ -194,7 +194,9 @@ def measure_robustness(
         return cells
 
     unchanged = predicted(None)
-    changed = {change.name: predicted(change) for change in track(PICTURE_CHANGES.values(), "predicting changed cells")}
+    changed = {
+        change.name: predicted(change) for change in track(PICTURE_CHANGES.values(), "small changes", unit="changes")
+    }
     block = robustness_block(unchanged, changed, estimates=estimates, unit=data.info.group)
     return block.model_copy(update={"sample": {"cells": len(chosen), "drawn_from": len(ids), "seed": 0}})
 

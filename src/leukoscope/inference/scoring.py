@@ -27,7 +27,7 @@ from pyarrow import csv
 
 from leukoscope import RESEARCH_NOTICE, ConfigError, DataError, LeukoscopeError, __version__
 from leukoscope.cache import content_hashes
-from leukoscope.data.folder import home_of, require_people, subject_rule
+from leukoscope.data.folder import METADATA_FILES, home_of, require_people, subject_rule
 from leukoscope.data.images import UnreadableImage
 from leukoscope.data.layouts import ImageFolder, subject_in_name
 from leukoscope.data.names import check_subject_ids
@@ -139,6 +139,7 @@ def _of_folder(root: Path, reading: Reading) -> CellSource:
     pictures = list(map(folder.below, folder.images))
     rule = subject_rule(reading)
     report = [folder.left_out]
+    table: Path | None = None
     subject_of: Mapping[str, str] = {}
     if rule is not None:
         subject_of = {picture: rule(picture) for picture in pictures}
@@ -146,16 +147,18 @@ def _of_folder(root: Path, reading: Reading) -> CellSource:
             require_people(subject_of.values())
             _require_one_place(subject_of)
     else:
-        name, subject_of = _subjects_by_table(folder, pictures, reading)
-        if name:
-            report.append(f"Subjects are named by {name}.")
+        table, subject_of = _subjects_by_table(folder, pictures, reading)
+        if subject_of:
+            report.append(f"Subjects are named by {table}.")
         elif pictures and all(map(subject_in_name, pictures)):
             subject_of = {picture: subject_in_name(picture) for picture in pictures}
             report.append("Subjects are the numbers after UID_ in the file names, as C-NMC 2019 has them.")
         else:
             _require_no_folders(root, pictures)
+            if table:
+                report.append(f"{table} names no subject; --subject_column names its column.")
     cells = [_source_cell(picture, subject_of.get(picture, ""), root / picture) for picture in pictures]
-    return CellSource(cells, "\n".join(filter(None, report)))
+    return CellSource(cells, "\n".join(filter(None, report)), table)
 
 
 def _source_cell(cell_id: str, subject: str, file: Path) -> SourceCell:
@@ -186,26 +189,35 @@ def _require_no_folders(root: Path, pictures: Sequence[str]) -> None:
         )
 
 
-def _subjects_by_table(folder: ImageFolder, pictures: Sequence[str], reading: Reading) -> tuple[str, dict[str, str]]:
-    """The name of the table that names the subjects, --labels or one among the pictures, and picture → subject."""
+def _subjects_by_table(
+    folder: ImageFolder, pictures: Sequence[str], reading: Reading
+) -> tuple[Path | None, dict[str, str]]:
+    """The table that names the subjects, --labels or one among the pictures, and picture → subject.
+
+    Of a table of the pictures that names no subject, nothing.
+    """
     root = folder.root
     paths = [path for path in folder.others if path.suffix.lower() in TABLE_SUFFIXES and path.parent.suffix != _PARTS]
     if reading.labels:
         paths = [Path(reading.labels)]
-    named: dict[str, dict[str, str]] = {}
+    named: dict[Path, dict[str, str]] = {}
+    nameless: Path | None = None
     for path in paths:
         frame = read_frame(path)
-        if not reading.labels and "file" not in find_columns(list(frame.columns), reading, str(path)):
+        is_of_pictures = reading.labels or path.name in METADATA_FILES
+        if not is_of_pictures and "file" not in find_columns(list(frame.columns), reading, str(path)):
             continue  # it is about something else
         table = cell_table(str(path), frame, reading).with_checked_ids()
         home = home_of(table, path.parent, root)
         rows = rows_by_picture(table, files_below(home))
         subjects = {Path(os.path.relpath(home / file, root)).as_posix(): row.subject for file, row in rows.items()}
         subjects = {picture: subjects[picture] for picture in pictures if subjects.get(picture)}
-        if subjects:
-            named[str(path)] = subjects
+        if subjects or (is_of_pictures and table.names("subject")):
+            named[path] = subjects
+        elif is_of_pictures:
+            nameless = path
     if len(named) > 1:
-        raise DataError(f"{' and '.join(named)}: both name the subjects; keep one of them there")
+        raise DataError(f"{' and '.join(map(str, named))}: both name the subjects; keep one of them there")
     for name, subjects in named.items():
         without = [picture for picture in pictures if picture not in subjects]
         if without:
@@ -214,7 +226,7 @@ def _subjects_by_table(folder: ImageFolder, pictures: Sequence[str], reading: Re
                 "row for each picture, or move the pictures without a row or the table away"
             )
         return name, subjects
-    return "", {}
+    return nameless, {}
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ class SubjectRule:
         least_cells: with fewer cells in use no class is given.
         error_rate: share of wrong subjects among those measured, with its interval, each None where nobody was given a
             class; see `leukoscope.evaluation.subjects`.
+        measured_on: how many subjects that got a class these are, and whether their cells chose the epoch, in words.
     """
 
     labels: tuple[str, ...]
@@ -118,6 +119,7 @@ class SubjectRule:
     intercept: float
     least_cells: int
     error_rate: Rate | None = None
+    measured_on: str = "subjects"
 
     @classmethod
     def from_metrics(cls, metrics: Metrics, labels: Sequence[str]) -> SubjectRule | None:
@@ -125,6 +127,7 @@ class SubjectRule:
         block = metrics.subject_rule
         if block is None:
             return None
+        kind = {"test": "unseen", "validation": "validation"}[block.cells_of]
         return cls(
             labels=tuple(labels),
             positive_label=block.positive_label,
@@ -132,6 +135,7 @@ class SubjectRule:
             intercept=block.rule.intercept,
             least_cells=block.least_cells,
             error_rate=block.measured.error_rate,
+            measured_on=f"{block.measured.given_a_class} {kind} subjects that got a class",
         )
 
     @classmethod
@@ -148,15 +152,16 @@ class SubjectRule:
 
     @property
     def text(self) -> str:
-        """The rule as a sentence, with its error rate on unseen subjects."""
+        """The rule as a sentence, with its error rate."""
         quantiles = "10, 25, 50, 75 and 90 % quantiles of the cells' logits"
-        how = f"{quantiles}, from at least {self.least_cells} cells"
+        how = f"{quantiles}, from {self.least_cells} or more cells"
         rate = self.error_rate
         if rate is None:
             return how
         if rate.share is None:
             return f"{how}; none of the subjects measured was given a class"
-        return f"{how}; wrong for {rate.share:.0%} of unseen subjects (95 % interval {rate.low:.0%} to {rate.high:.0%})"
+        interval = f"95 % interval {rate.low:.0%} to {rate.high:.0%}"
+        return f"{how}; wrong for {rate.share:.0%} of {self.measured_on} ({interval})"
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """(..., N) logits of a subject's cells → (...,) probability of the positive class."""

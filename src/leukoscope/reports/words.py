@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,8 +16,8 @@ from PIL import Image
 
 from leukoscope.data.registry import DATASETS, cells_of, meanings_of_labels
 from leukoscope.evaluation.overlap import same_subject
-from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, REFUSED, Decision, Reason
-from leukoscope.models.metrics import Interval, Metrics, Ood
+from leukoscope.inference.prediction import ABSTAIN, NOT_A_CELL, OUT_OF_DISTRIBUTION, Decision, Reason
+from leukoscope.models.metrics import Interval, Metrics
 from leukoscope.reports.tables import has_fewer_subjects, people_text
 
 MEANINGS = meanings_of_labels()
@@ -119,27 +118,6 @@ def unmeasured(metrics: Metrics) -> str:
 def short_name(model: str) -> str:
     """A model's name without what all of ours share."""
     return model.removeprefix("leukoscope-")
-
-
-def trust_text(decision: Decision, metrics: Metrics) -> str:
-    """How often the class that is called was right for unseen people, each weighing the same; "" where not measured."""
-    if decision.outcome in REFUSED:
-        kept_share = (metrics.ood or Ood()).held_out.kept_share_by_subject
-        if kept_share is None:
-            return ""
-        return f"Of 100 cells like its training cells, it refuses {round(100 * (1 - kept_share))}."
-    evaluation = metrics.on_people
-    if evaluation is None or decision.label not in evaluation.recalls or len(evaluation.recalls) != 2:
-        return ""
-    subjects = Counter(subject.label for subject in evaluation.metrics.subjects.values())
-    (other,) = set(evaluation.recalls) - {decision.label}
-    right = evaluation.recalls[decision.label][0] * subjects[decision.label]
-    wrong = (1 - evaluation.recalls[other][0]) * subjects[other]
-    shares = f"{subjects[decision.label]} with {cells_of(decision.label)}, {subjects[other]} with {cells_of(other)}"
-    return (
-        f"Of 100 cells that it calls {decision.label}, {round(100 * right / (right + wrong))} were {decision.label}: "
-        f"{sum(subjects.values())} unseen people, each counting the same ({shares})."
-    )
 
 
 def foreign_text(decision: Decision) -> str:

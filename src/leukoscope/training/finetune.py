@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,15 +33,6 @@ from leukoscope.models.weights import (
 )
 
 
-class StartFlags(Protocol):
-    """The flags that say what a training starts from."""
-
-    model_name_or_path: str | None
-    recipe: str
-    image_size: int | None
-    override: list[str]
-
-
 def open_release(name: str) -> Release:
     """Open the release that --model_name_or_path names; errors as of `Predictor.from_pretrained`, with the flag."""
     try:
@@ -51,10 +42,10 @@ def open_release(name: str) -> Release:
         raise ReleaseError(f"--model_name_or_path {error}") from None
 
 
-def follow_model(flags: StartFlags) -> dict[str, Any]:
+def follow_model(flags: Any) -> dict[str, Any]:
     """The flags that follow from --model_name_or_path; for a model of timm, that flag itself becomes None.
 
-    Of `flags`, `recipe` is "" where not given.
+    `flags` are `config.ModelArguments`, with `recipe` "" where not given.
 
     Raises:
         LeukoscopeError: another flag that names a start or a recipe, or no such model or release.
@@ -87,7 +78,7 @@ def follow_model(flags: StartFlags) -> dict[str, Any]:
     }
 
 
-def _require_alone(flags: StartFlags, *others: str) -> None:
+def _require_alone(flags: Any, *others: str) -> None:
     beside = [f"--{flag}" for flag in others if getattr(flags, flag)]
     if beside:
         raise ConfigError(

@@ -68,11 +68,15 @@ class RunIdentity:
         return {**flags, **recipe, **facts}
 
     def differences(self, now: RunIdentity) -> list[str]:
-        """What differs in the run that is to begin, as "name: the value here"; [] where it is the same run."""
+        """What differs from the run that is to begin, as "name: … instead of …"; [] where it is the same run."""
         here = self.settings()
         asked_for = now.settings()
         names = {**asked_for, **here}
-        return [f"{name}: {here.get(name)}" for name in names if here.get(name) != asked_for.get(name)]
+        return [
+            f"{name}: {here.get(name)} instead of {asked_for.get(name)}"
+            for name in names
+            if here.get(name) != asked_for.get(name)
+        ]
 
 
 def start_sha256(config: TrainingConfig, recipe: Recipe) -> str:

@@ -124,6 +124,8 @@ class RunFolder:
             with suppress(OSError):  # Windows removes no open file; it stays, and locks nothing
                 (self.path / ".lock").unlink(missing_ok=True)
             lock.release()
+            with suppress(OSError):  # it holds a run, or the beginning of one
+                self.path.rmdir()
 
     # What a run writes, in the order that it writes it
 

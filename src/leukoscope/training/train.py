@@ -8,6 +8,7 @@ written by `api.run`, because reports stand above training.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +25,8 @@ from leukoscope.data.cells import LoadedCells
 from leukoscope.data.pixel_cache import FramedCells, frame_cells
 from leukoscope.data.preprocessing import Preprocessing
 from leukoscope.data.splits import BY_IMAGE, Split, load_split, make_split
-from leukoscope.evaluation.assess import fit_on_validation
+from leukoscope.evaluation.assess import SUBJECTS_OF_VALIDATION, fit_on_validation
+from leukoscope.evaluation.calibration import too_few_subjects
 from leukoscope.evaluation.metrics import headline, measure
 from leukoscope.evaluation.robustness import add_robustness
 from leukoscope.evaluation.subjects import why_no_rule
@@ -197,9 +199,8 @@ def _print_preparation(
         note("  no cell is tested, so there are no test metrics; a validation side, if there is one, chooses the epoch")
     if len(info.labels) == 2 and not info.positive_label:
         note("  no positive class: no sensitivity (name it with --positive_label)")
-    reason = _why_no_rule(cells, split)
-    if split.validation and reason:
-        note(f"  no rule for subjects will be fitted: {reason}")
+    for line in missing_fits(cells, split):
+        note(f"  {line}")
     if config.is_smoke_run:
         note("Smoke run on synthetic phantoms: it shows that everything works, and nothing about patients.")
     note(f"{recipe.architecture} at {recipe.image_size} px, starting from {start.name}")
@@ -209,10 +210,28 @@ def _print_preparation(
 
 def _why_no_rule(cells: FramedCells, split: Split) -> str:
     """Why no rule for subjects can be fitted on the validation side; "" where it can."""
+    if split.group == "cell":
+        return BY_IMAGE
     info = cells.data.info
     rows = cells.rows(split.validation)
     subjects = [cells.subjects[row] for row in rows]
     return why_no_rule(subjects, cells.labels[rows], info.labels, info.positive_label)
+
+
+def missing_fits(cells: FramedCells, split: Split) -> list[str]:
+    """One line for thresholds and for the rule for subjects each, where the validation side has too few subjects."""
+    lines = []
+    info = cells.data.info
+    pairs = {(cells.labels[row], cells.subjects[row]) for row in cells.rows(split.validation)}
+    counts = Counter(label for label, _ in pairs)
+    subjects_of_class = {name: counts[number] for number, name in enumerate(info.labels)}
+    reason = too_few_subjects(subjects_of_class, SUBJECTS_OF_VALIDATION)
+    if split.validation and reason:
+        lines.append(f"the release will never abstain: {reason}")
+    reason = _why_no_rule(cells, split)
+    if reason and (split.validation or info.positive_label):
+        lines.append(f"no rule for subjects will be fitted: {reason}")
+    return lines
 
 
 def choose_split(config: TrainingConfig, data: LoadedCells) -> Split:
