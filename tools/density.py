@@ -40,12 +40,12 @@ MOST_PLACEHOLDERS = 40
 MOST_NODES_PER_STATEMENT = 12.0
 # Modules and packages that share the ceiling of another package; "top" is every other module beside the packages.
 GROUPS = {"audit": "evaluation", "benchmark": "evaluation", "split_check": "evaluation", "protocol": "training"}
-# At most so many nodes of the syntax tree. A package may give to another: of 911 that reports and the demo lost, 431
+# At most so many nodes of the syntax tree. A package may give to another: of 718 that reports and the demo lost, 431
 # went to four others.
 NODE_CEILINGS = {
     "cli": 10_501,
     "data": 33_244,
-    "demo": 20_687,
+    "demo": 20_880,
     "evaluation": 27_148,
     "hub": 3_456,
     "inference": 18_596,

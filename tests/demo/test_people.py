@@ -45,12 +45,14 @@ def test_cells_of_unknown_people_have_a_row_without_a_verdict() -> None:
     plot = plot_of(result([0.9], subject="", notes=["Whose?"]))
     (row,) = plot["people"]
     assert row["name"] == "unknown person" and row["cells"] == "1 cell" and "words" not in row
-    assert plot["notes"] == ["Whose?"] and plot["title"] == "1 of 1 pictures read"
+    trust, note = plot["notes"]
+    assert trust.startswith("Recognised, 34 further people: 80 of 100 blasts") and note == "Whose?"
+    assert plot["title"] == "1 of 1 pictures read"
 
 
 def test_where_classes_are_known_it_is_said_how_many_were_given_them() -> None:
     """The second is more probably a blast, and not sure."""
-    assert plot_of(result([0.9, 0.6, 0.4], label="ALL"))["notes"][0] == "Given their class: 1 of 3 blasts."
+    assert plot_of(result([0.9, 0.6, 0.4], label="ALL"))["notes"][1] == "Given their class: 1 of 3 blasts."
 
 
 def test_people_of_the_training_are_a_caveat() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import gradio as gr
 from gradio.route_utils import API_PREFIX
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leukoscope import DataError
 from leukoscope.demo.components import DEMO_FOLDER, read_part
@@ -39,48 +39,79 @@ _SENTENCE = (
 )
 
 
-class Guard(BaseHTTPMiddleware):
-    """Layer around Gradio's server."""
+class Guard:
+    """ASGI layer around Gradio's server."""
 
     def __init__(self, app: ASGIApp, demo: gr.Blocks) -> None:
-        super().__init__(app)
+        self.app = app
         self.demo = demo
 
-    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
-        """Answer one request, a malformed one by one line."""
-        path = request.scope["path"]
-        address = _ASKED.search(path)
-        is_page = request.method == "GET" and path == "/"
-        if is_page:  # whose text is read here
-            headers = request.scope["headers"]
-            request.scope["headers"] = [header for header in headers if header[0] != b"accept-encoding"]
-        response: Response
-        try:
-            if address and request.method == "POST":
-                self.check(await _read_body(request), address)
-        except HTTPException as problem:
-            response = JSONResponse({"detail": problem.detail}, problem.status_code)
-        except ClientDisconnect:
-            response = Response()  # nobody reads it
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = POLICY
+            await send(message)
+
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["method"] == "GET" and scope["path"] == "/":
+            await self._with_head(scope, receive, send_with_policy)
+        elif scope["method"] == "POST" and _ASKED.search(scope["path"]):
+            await self._checked(scope, receive, send_with_policy)
         else:
-            response = await call_next(request)
-        if is_page:
-            response = await _with_head(response, request)
-        response.headers["Content-Security-Policy"] = POLICY
-        return response
+            await self.app(scope, receive, send_with_policy)
 
-    def check(self, body: bytes, address: re.Match[str]) -> None:
-        """Check the question of a request.
+    async def _with_head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write the style, and what a link shows where it is sent, into the page: Gradio has no option for either."""
+        start: Message = {}
+        body = b""
 
-        Raises:
-            HTTPException: it is malformed, names no event of the page, or a file that this server did not receive.
-        """
+        async def collect(message: Message) -> None:
+            nonlocal body
+            if message["type"] == "http.response.start":
+                start.update(message)
+                return
+            body += message.get("body", b"")
+            if message.get("more_body", False):
+                return
+            page = with_head(body.decode("utf-8"), Request(scope)).encode("utf-8")
+            MutableHeaders(scope=start)["Content-Length"] = str(len(page))
+            await send(start)
+            await send({"type": "http.response.body", "body": page})
+
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"accept-encoding"]
+        await self.app(scope, receive, collect)
+
+    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a malformed request by one line."""
+        try:
+            body = await _read_body(Request(scope, receive))
+            self._check(body, scope["path"])
+        except ClientDisconnect:
+            return
+        except HTTPException as problem:
+            await JSONResponse({"detail": problem.detail}, problem.status_code)(scope, receive, send)
+            return
+        waiting = [body]
+
+        async def receive_again() -> Message:
+            if waiting:
+                return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+            return await receive()
+
+        await self.app(scope, receive_again, send)
+
+    def _check(self, body: bytes, path: str) -> None:
         try:
             content = json.loads(body, parse_constant=_refuse_number, object_hook=_require_upload)
         except (ValueError, RecursionError):
             raise HTTPException(400, f"body: expected JSON, got {body[:60]!r}") from None
         if not isinstance(content, dict):
             raise HTTPException(422, f"body: expected an object of JSON, got {_short(content)}")
+        address = _ASKED.search(path)
+        assert address is not None
         endpoint = address["endpoint"]
         number = content.get("fn_index")
         event = self.demo.fns.get(number) if isinstance(number, int) else None
@@ -95,20 +126,13 @@ class Guard(BaseHTTPMiddleware):
             raise HTTPException(422, f"event_data: expected an object, got {_short(content.get('event_data'))}")
         if address["way"] == "call/v2":  # its values have names
             try:
-                signature(event.fn).bind(**content)  # type: ignore[arg-type]  # a public one has a function
+                signature(event.fn).bind(**content)
             except TypeError as error:
                 raise HTTPException(422, f"body: {error}") from None
             return
         values = content.get("data")
         if not isinstance(values, list) or len(values) != len(event.inputs):
             raise HTTPException(422, f"data: expected a list of {len(event.inputs)} values, got {_short(values)}")
-
-
-async def _with_head(response: Any, request: Request) -> Response:
-    """Write the style, and what a link shows where it is sent, into the page: Gradio has no option for either."""
-    page = b"".join([part async for part in response.body_iterator]).decode("utf-8")
-    headers = {name: value for name, value in response.headers.items() if name != "content-length"}
-    return Response(with_head(page, request), response.status_code, headers)
 
 
 def with_head(page: str, request: Request) -> str:
@@ -134,11 +158,12 @@ def with_head(page: str, request: Request) -> str:
 
 
 async def _read_body(request: Request) -> bytes:
-    """The body of a request that says how long it is."""
-    if int(request.headers.get("content-length", MAX_BODY + 1)) > MAX_BODY:
-        size = f"{MAX_BODY // 2**20} MB, or of unknown length"
-        raise HTTPException(413, f"body: is over {size}; upload files, and name their paths")
-    return await request.body()
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise HTTPException(413, f"body: is over {MAX_BODY // 2**20} MB; upload files, and name their paths")
+    return body
 
 
 def _refuse_number(name: str) -> None:

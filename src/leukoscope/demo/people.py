@@ -205,7 +205,7 @@ def opened(name: str, content: bytes) -> Picture:
 def plot_of(result: BatchResult) -> Plot:
     """A batch as its plot shows it."""
     stopped = "Stopped: " if result.stopped else ""
-    notes = result.sentences
+    notes = [words.trust_rows(result.release.metrics)[0].sentence, *result.sentences]
     if len(notes) > MAX_NOTES:
         notes[MAX_NOTES:] = [f"{len(notes) - MAX_NOTES} more could not be used."]
     return Plot(

@@ -282,7 +282,7 @@ def smear_view(picture: Picture, read: Reading | None = None) -> SmearView:
         width=image.width,
         height=image.height,
         name=picture.name,
-        scale="scale not known",
+        scale="scale not known" if read else "its scale is read …",
     )
     if read is None:
         return view

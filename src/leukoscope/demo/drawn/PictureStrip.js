@@ -41,6 +41,9 @@ async function send(files, number) {
 async function give(list) {
   const files = [...(list ?? [])].filter((file) => file.size);
   if (!files.length) {
+    if (list?.length) {
+      tell({ problem: "The file is empty. Copy or export it again." });
+    }
     return;
   }
   const number = ++window.leukoscope.asked;
