@@ -45,7 +45,7 @@ GROUPS = {"audit": "evaluation", "benchmark": "evaluation", "split_check": "eval
 NODE_CEILINGS = {
     "cli": 10_501,
     "data": 33_244,
-    "demo": 20_880,
+    "demo": 20_882,
     "evaluation": 27_148,
     "hub": 3_456,
     "inference": 18_596,
